@@ -1,0 +1,79 @@
+#include "common/base/status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* One table for every code: its name and what the two protocols call it. */
+static const struct {
+    const char *name;
+    int http;
+    int grpc;
+} table[ST_N_CODES] = {
+    [ST_OK] = {"ok", 200, 0},
+    [ST_INVALID] = {"invalid", 400, 3},
+    [ST_EXHAUSTED] = {"exhausted", 429, 8},
+    [ST_UNAVAILABLE] = {"unavailable", 503, 14},
+    [ST_CORRUPT] = {"corrupt", 500, 15},
+    [ST_CANCELLED] = {"cancelled", 499, 1},
+    [ST_TIMEOUT] = {"timeout", 504, 4},
+    [ST_INTERNAL] = {"internal", 500, 13},
+};
+
+enum status_code status_set(struct status *st, enum status_code code, const char *fmt, ...)
+{
+    va_list ap;
+
+    st->code = code;
+    va_start(ap, fmt);
+    vsnprintf(st->msg, sizeof(st->msg), fmt, ap);
+    va_end(ap);
+    return code;
+}
+
+enum status_code status_ok(struct status *st)
+{
+    st->code = ST_OK;
+    st->msg[0] = '\0';
+    return ST_OK;
+}
+
+enum status_code status_wrap(struct status *st, const char *fmt, ...)
+{
+    char context[sizeof(st->msg)];
+    char inner[sizeof(st->msg)];
+    size_t n;
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(context, sizeof(context), fmt, ap);
+    va_end(ap);
+    memcpy(inner, st->msg, sizeof(inner));
+    snprintf(st->msg, sizeof(st->msg), "%s: ", context);
+    n = strlen(st->msg);
+    snprintf(st->msg + n, sizeof(st->msg) - n, "%s", inner);
+    return st->code;
+}
+
+const char *status_name(enum status_code code)
+{
+    return (unsigned)code < ST_N_CODES ? table[code].name : "unknown";
+}
+
+int status_http(enum status_code code)
+{
+    return (unsigned)code < ST_N_CODES ? table[code].http : 500;
+}
+
+int status_to_grpc(enum status_code code)
+{
+    return (unsigned)code < ST_N_CODES ? table[code].grpc : 2;
+}
+
+enum status_code status_from_grpc(int grpc_code)
+{
+    for (int i = 0; i < ST_N_CODES; i++)
+        if (table[i].grpc == grpc_code)
+            return (enum status_code)i;
+    return ST_INTERNAL;
+}

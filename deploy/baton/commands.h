@@ -1,0 +1,19 @@
+/*
+ * commands: what `baton NAME ...` can be. Each returns the process's exit status and prints its own errors
+ * to standard error; argv[0] is the command's name.
+ */
+#ifndef BATON_DEPLOY_BATON_COMMANDS_H
+#define BATON_DEPLOY_BATON_COMMANDS_H
+
+/* cmd_text.c: JSON lines in, JSON lines out */
+int cmd_encode(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_detokenize(int argc, char **argv);
+int cmd_parse(int argc, char **argv);
+
+/* cmd_model.c */
+int cmd_logits(int argc, char **argv);
+int cmd_checkpoint(int argc, char **argv);
+int cmd_demo_checkpoint(int argc, char **argv);
+
+#endif

@@ -1,0 +1,48 @@
+/*
+ * baton: the command-line tool that people debug with.
+ */
+#include "deploy/baton/commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} commands[] = {
+    {"encode", cmd_encode, "chat requests to prompts (JSON lines)"},
+    {"tokenize", cmd_tokenize, "text to token ids (JSON lines)"},
+    {"detokenize", cmd_detokenize, "token ids to text, as a stream shows it (JSON lines)"},
+    {"parse", cmd_parse, "model output to reasoning, content and tool calls (JSON lines)"},
+    {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
+    {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},
+    {"demo-checkpoint", cmd_demo_checkpoint, "writes a small random checkpoint in the released format"},
+};
+
+enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+static void usage(FILE *f)
+{
+    fprintf(f, "usage: baton COMMAND [flags]     (baton COMMAND --help)\n\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(f, "  %-16s %s\n", commands[i].name, commands[i].help);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return 2;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(stdout);
+        return 0;
+    }
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "baton: no command '%s'\n\n", argv[1]);
+    usage(stderr);
+    return 2;
+}
