@@ -51,8 +51,8 @@ static enum status_code set_number(const struct flag *f, const char *value, stru
         return status_set(st, ST_INVALID, "--%s: '%s' is not %s", f->name, value,
                           f->type == FLAG_INT ? "a whole number" : "a number");
     if (!in_bounds(f, v))
-        return status_set(st, ST_INVALID, "--%s: %s is outside %.15g..%.15g", f->name, value, f->min,
-                          f->max);
+        return status_set(st, ST_INVALID, "--%s: %s is outside %.15g..%.15g", f->name, value,
+                          f->min, f->max);
     if (f->type == FLAG_INT)
         *(int64_t *)f->field = i;
     else
@@ -65,7 +65,8 @@ static enum status_code set_bool(const struct flag *f, const char *value, struct
     bool on = value == NULL || strcmp(value, "on") == 0 || strcmp(value, "true") == 0;
 
     if (!on && strcmp(value, "off") != 0 && strcmp(value, "false") != 0)
-        return status_set(st, ST_INVALID, "--%s: '%s' is not on, off, true or false", f->name, value);
+        return status_set(st, ST_INVALID, "--%s: '%s' is not on, off, true or false", f->name,
+                          value);
     *(bool *)f->field = on;
     return status_ok(st);
 }

@@ -1,8 +1,8 @@
 /*
  * json: a strict reader into a tree, and a writer of exact strings.
  *
- * The tree keeps what V4's text format needs and common libraries lose: member order, the spelling of
- * numbers (integers of any length), and, on request, NaN and Infinity. See RFC 8259.
+ * The tree keeps what V4's text format needs and common libraries lose: member order, the spelling
+ * of numbers (integers of any length), and, on request, NaN and Infinity. See RFC 8259.
  *
  * Lifetime  one arena per document: json_free() frees every node and decoded string. Nothing points
  *           into the input text.
@@ -19,7 +19,15 @@
 #include "common/base/buf.h"
 #include "common/base/status.h"
 
-enum json_type { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
+enum json_type {
+    JSON_NULL,
+    JSON_FALSE,
+    JSON_TRUE,
+    JSON_NUMBER,
+    JSON_STRING,
+    JSON_ARRAY,
+    JSON_OBJECT
+};
 
 struct json_member;
 
@@ -27,8 +35,8 @@ struct json {
     enum json_type type;
     uint32_t len; /* string, number: bytes of text; array, object: children */
     union {
-        const char *text; /* string: decoded UTF-8, NUL-terminated (U+0000 may stand inside: use len);
-                             number: as spelled, NUL-terminated */
+        const char *text; /* string: decoded UTF-8, NUL-terminated (U+0000 may stand inside: use
+                             len); number: as spelled, NUL-terminated */
         struct json *items;
         struct json_member *members; /* in the order of the text */
     };
@@ -41,9 +49,9 @@ struct json_member {
 };
 
 enum {
-    JSON_ALLOW_NAN = 1,      /* NaN, Infinity, -Infinity are numbers */
-    JSON_LAST_KEY_WINS = 2,  /* a repeated key replaces the value at its first place; without this
-                                flag a repeated key is ST_INVALID */
+    JSON_ALLOW_NAN = 1,     /* NaN, Infinity, -Infinity are numbers */
+    JSON_LAST_KEY_WINS = 2, /* a repeated key replaces the value at its first place; without this
+                               flag a repeated key is ST_INVALID */
 };
 
 struct json_doc;
@@ -65,7 +73,8 @@ const struct json *json_root(const struct json_doc *doc);
 /** The member's value, or NULL when v is no object or has no such key. */
 const struct json *json_get(const struct json *v, const char *key);
 
-/** True and the value when v is a number that is a whole value within int64 (1e3 counts, 1.5 does not). */
+/** True and the value when v is a number that is a whole value within int64 (1e3 counts, 1.5 does
+ * not). */
 bool json_int(const struct json *v, int64_t *out);
 
 /** True and the value when v is a number; correctly rounded. */
@@ -74,8 +83,8 @@ bool json_double(const struct json *v, double *out);
 /** True when v is a string equal to s. */
 bool json_is(const struct json *v, const char *s);
 
-/** Appends s as a JSON string with quotes: escapes only '"', '\' and U+0000-U+001F (\n \r \t \b \f, else
- * \u00xx). s must be UTF-8. */
+/** Appends s as a JSON string with quotes: escapes only '"', '\' and U+0000-U+001F (\n \r \t \b \f,
+ * else \u00xx). s must be UTF-8. */
 void json_write_string(struct buf *out, const char *s, size_t len);
 
 #endif

@@ -7,10 +7,11 @@
 #include <unistd.h>
 
 struct mailbox {
-    pthread_mutex_t lock; /* guards the list; held for a few instructions, never with another lock */
-    struct msg *head;     /* oldest */
-    struct msg *tail;     /* newest; undefined while head is NULL */
-    int fd;               /* signalled exactly while head is not NULL, but for the consumer's pop */
+    pthread_mutex_t
+        lock;         /* guards the list; held for a few instructions, never with another lock */
+    struct msg *head; /* oldest */
+    struct msg *tail; /* newest; undefined while head is NULL */
+    int fd;           /* signalled exactly while head is not NULL, but for the consumer's pop */
 };
 
 enum status_code mailbox_new(struct mailbox **out, struct status *st)
@@ -22,7 +23,8 @@ enum status_code mailbox_new(struct mailbox **out, struct status *st)
     box->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (box->fd < 0) {
         free(box);
-        return status_set(st, ST_EXHAUSTED, "no eventfd: raise the limit of open files (ulimit -n)");
+        return status_set(st, ST_EXHAUSTED,
+                          "no eventfd: raise the limit of open files (ulimit -n)");
     }
     pthread_mutex_init(&box->lock, NULL);
     *out = box;

@@ -1,9 +1,9 @@
 /*
  * mailbox: how one thread hands a message to another.
  *
- * Many producers, one consumer. The consumer sleeps on mailbox_fd() (an eventfd: poll it, or give it
- * to libevent) or in mailbox_wait(). A message is a caller's struct that begins with struct msg; the
- * mailbox owns it in flight, the consumer after mailbox_pop().
+ * Many producers, one consumer. The consumer sleeps on mailbox_fd() (an eventfd: poll it, or give
+ * it to libevent) or in mailbox_wait(). A message is a caller's struct that begins with struct msg;
+ * the mailbox owns it in flight, the consumer after mailbox_pop().
  *
  * Promises  messages of one producer arrive in the order pushed; the eventfd is written only when
  *           the box was empty, so a busy consumer costs its producers no system call.
@@ -28,7 +28,8 @@ struct mailbox;
 /** @return ST_OK, ST_EXHAUSTED. The caller frees with mailbox_free(). */
 enum status_code mailbox_new(struct mailbox **out, struct status *st);
 
-/** Frees the box. Messages still inside are passed to drop (may be NULL: then there must be none). */
+/** Frees the box. Messages still inside are passed to drop (may be NULL: then there must be none).
+ */
 void mailbox_free(struct mailbox *box, void (*drop)(struct msg *));
 
 /** Hands m over; never blocks, never fails. */

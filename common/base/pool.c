@@ -10,14 +10,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Spins before sleeping: about 20 us, longer than the gap between two kernels of a step, far shorter
- * than the gap between two requests. */
+/* Spins before sleeping: about 20 us, longer than the gap between two kernels of a step, far
+ * shorter than the gap between two requests. */
 enum { SPINS = 4000 };
 
 struct pool {
-    int n;                       /* threads, the caller included */
-    pthread_t *threads;          /* [n - 1] */
-    pool_fn fn;                  /* of the current job; published by the release on `job` */
+    int n;              /* threads, the caller included */
+    pthread_t *threads; /* [n - 1] */
+    pool_fn fn;         /* of the current job; published by the release on `job` */
     void *arg;
     _Atomic uint32_t job;        /* counts jobs; release in run, acquire in worker; futex word */
     _Atomic uint32_t n_sleeping; /* workers that are in, or about to enter, futex wait */

@@ -40,18 +40,21 @@ enum status_code status_ok(struct status *st)
 
 enum status_code status_wrap(struct status *st, const char *fmt, ...)
 {
-    char context[sizeof(st->msg)];
     char inner[sizeof(st->msg)];
-    size_t n;
+    size_t n, room = sizeof(st->msg);
     va_list ap;
 
-    va_start(ap, fmt);
-    vsnprintf(context, sizeof(context), fmt, ap);
-    va_end(ap);
     memcpy(inner, st->msg, sizeof(inner));
-    snprintf(st->msg, sizeof(st->msg), "%s: ", context);
+    va_start(ap, fmt);
+    vsnprintf(st->msg, room, fmt, ap);
+    va_end(ap);
     n = strlen(st->msg);
-    snprintf(st->msg + n, sizeof(st->msg) - n, "%s", inner);
+    /* Two bounded appends: a context that fills the message leaves no room for what it wraps. */
+    for (const char *p = ": "; *p != '\0' && n + 1 < room; p++)
+        st->msg[n++] = *p;
+    for (const char *p = inner; *p != '\0' && n + 1 < room; p++)
+        st->msg[n++] = *p;
+    st->msg[n] = '\0';
     return st->code;
 }
 

@@ -28,7 +28,8 @@ struct status {
 };
 
 /**
- * Sets code and printf-style message; returns the code, so that `return status_set(...)` reads well.
+ * Sets code and printf-style message; returns the code, so that `return status_set(...)` reads
+ * well.
  * @param st  never NULL
  */
 enum status_code status_set(struct status *st, enum status_code code, const char *fmt, ...)

@@ -4,19 +4,21 @@
  * Two slabs hold the six pools. A PAGE of the page slab is one logical page (256 tokens) of all
  * layers, page-first, so that moving a page is moving one run of bytes:
  *
- *   | c4 entries of layer a | of layer b | ... | index keys of a | of b | ... | c128 entries of c | ... |
- *     64 rows of row_bytes                       64 rows of key_bytes           2 rows of row_bytes
+ *   | c4 entries of layer a | of layer b | ... | index keys of a | of b | ... | c128 entries of c |
+ * ... | 64 rows of row_bytes                       64 rows of key_bytes           2 rows of
+ * row_bytes
  *
- * A SLOT of the state slab is what one live sequence keeps whatever its length: per layer (MTP block
- * last) the ring of window latents (swa), and per compressed layer the rings of its compressors
- * (c4_state, its indexer's, c128_state). Row i of a ring holds a position p with p % rows == i. Rings
- * are longer than what the model reads by KV_DRAFT_SLACK rows: a rejected draft token never
- * overwrites a row that is still needed, so rolling back is setting the length.
+ * A SLOT of the state slab is what one live sequence keeps whatever its length: per layer (MTP
+ * block last) the ring of window latents (swa), and per compressed layer the rings of its
+ * compressors (c4_state, its indexer's, c128_state). Row i of a ring holds a position p with p %
+ * rows == i. Rings are longer than what the model reads by KV_DRAFT_SLACK rows: a rejected draft
+ * token never overwrites a row that is still needed, so rolling back is setting the length.
  *
  * Row formats (exact: the model rounds to these grids before use):
  *   latent, entry   (D - R) FP8 E4M3 | R bf16 | (D - R)/64 scales E8M0 | zeros to a multiple of 8
  *   index key       Di/2 bytes FP4 E2M1 pairs, low nibble first | Di/32 scales E8M0
- *   compressor row  f32 kv[cols], f32 score[cols] (ape added); cols = 2 dim (ratio 4), dim (ratio 128)
+ *   compressor row  f32 kv[cols], f32 score[cols] (ape added); cols = 2 dim (ratio 4), dim (ratio
+ * 128)
  *
  * Threads   read-only after kv_geometry_init().
  */
@@ -31,21 +33,23 @@
 
 enum {
     KV_PAGE_TOKENS = 256, /* tokens of a logical page; a multiple of every ratio */
-    KV_DRAFT_SLACK = 16,  /* ring rows beyond what the model reads: longest draft plus one, rounded up */
+    KV_DRAFT_SLACK =
+        16, /* ring rows beyond what the model reads: longest draft plus one, rounded up */
     KV_LAYERS_MAX = 128
 };
 
 /* The pools of DESIGN, by what they hold. */
 enum kv_pool { KV_SWA, KV_C4, KV_C128, KV_INDEXER, KV_C4_STATE, KV_C128_STATE, KV_N_POOLS };
 
-/* Where one layer's parts lie; offsets in bytes from the start of a page or slot, unused parts 0. */
+/* Where one layer's parts lie; offsets in bytes from the start of a page or slot, unused parts 0.
+ */
 struct kv_layer {
-    int ratio;             /* 0, 4, 128 */
-    uint32_t entry_off;    /* page: compressed entries */
-    uint32_t key_off;      /* page: index keys (ratio 4) */
-    uint32_t entries;      /* rows of each per page: KV_PAGE_TOKENS / ratio, 0 for ratio 0 */
-    uint32_t window_off;   /* slot: ring of window_rows latents */
-    uint32_t comp_off;     /* slot: ring of comp_rows compressor rows */
+    int ratio;           /* 0, 4, 128 */
+    uint32_t entry_off;  /* page: compressed entries */
+    uint32_t key_off;    /* page: index keys (ratio 4) */
+    uint32_t entries;    /* rows of each per page: KV_PAGE_TOKENS / ratio, 0 for ratio 0 */
+    uint32_t window_off; /* slot: ring of window_rows latents */
+    uint32_t comp_off;   /* slot: ring of comp_rows compressor rows */
     uint32_t comp_row_bytes;
     uint32_t comp_rows;
     uint32_t index_comp_off; /* slot: the indexer's compressor ring, comp_rows rows (ratio 4) */
@@ -99,7 +103,8 @@ struct kv_run {
  * @param runs  out, [cap]; cap >= 3 * KV_LAYERS_MAX suffices for every geometry
  * @return the number of runs
  */
-size_t kv_page_runs(const struct kv_geometry *g, uint32_t n_tokens, struct kv_run *runs, size_t cap);
+size_t kv_page_runs(const struct kv_geometry *g, uint32_t n_tokens, struct kv_run *runs,
+                    size_t cap);
 
 /**
  * The runs of a slot that a sequence of length tokens needs to go on: the last min(length, window)

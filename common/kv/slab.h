@@ -2,9 +2,8 @@
  * slab: hands out fixed-size units (KV pages, or state slots) of one memory region.
  *
  * Owns      the free list, the reference counts, the quarantine marks; not the memory itself.
- * Promises  n_free + n_used + n_quarantined == n_units after every call; a quarantined unit is never
- *           handed out; all-or-none takes; every call is O(units named).
- * Threads   engine only.
+ * Promises  n_free + n_used + n_quarantined == n_units after every call; a quarantined unit is
+ * never handed out; all-or-none takes; every call is O(units named). Threads   engine only.
  */
 #ifndef BATON_COMMON_KV_SLAB_H
 #define BATON_COMMON_KV_SLAB_H

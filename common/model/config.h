@@ -10,7 +10,8 @@
 #include "common/base/status.h"
 #include "common/kv/geometry.h"
 
-/* Names as in config.json, shortened where it is wordy; tests/oracle/CHECKPOINT.md explains each. */
+/* Names as in config.json, shortened where it is wordy; tests/oracle/CHECKPOINT.md explains each.
+ */
 struct model_config {
     int vocab_size, hidden_size;
     int n_layers, n_mtp, n_hash_layers;
@@ -29,8 +30,8 @@ struct model_config {
 };
 
 /**
- * Reads DIR/config.json. Every key of an official file is read or known to be without effect; others
- * are named in the log.
+ * Reads DIR/config.json. Every key of an official file is read or known to be without effect;
+ * others are named in the log.
  * @return ST_OK; ST_INVALID naming the key, what was found and what is supported
  */
 enum status_code model_config_read(const char *dir, struct model_config *out, struct status *st);

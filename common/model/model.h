@@ -1,11 +1,11 @@
 /*
- * model: a V4 checkpoint made runnable: weights on one device, the forward pass over ragged batches,
- * the MTP block, the head.
+ * model: a V4 checkpoint made runnable: weights on one device, the forward pass over ragged
+ * batches, the MTP block, the head.
  *
- * Owns      the kernels, the weights, the step's workspace (sized at open; a forward allocates nothing).
- * Promises  the logits of a sequence do not depend on the batch it shares, on how its tokens were cut
- *           into spans, or on the number of threads: bit for bit.
- * Threads   one caller (the engine thread). Read-only getters: any, after model_open().
+ * Owns      the kernels, the weights, the step's workspace (sized at open; a forward allocates
+ * nothing). Promises  the logits of a sequence do not depend on the batch it shares, on how its
+ * tokens were cut into spans, or on the number of threads: bit for bit. Threads   one caller (the
+ * engine thread). Read-only getters: any, after model_open().
  */
 #ifndef BATON_COMMON_MODEL_MODEL_H
 #define BATON_COMMON_MODEL_MODEL_H
@@ -29,8 +29,8 @@ struct model_options {
     int n_threads;        /* 0: one per CPU */
     int max_batch_tokens; /* rows of one forward, at most */
     int max_batch_seqs;
-    int max_context;      /* tokens of one sequence, at most */
-    int max_logit_rows;   /* rows of logits of one forward, at most */
+    int max_context;    /* tokens of one sequence, at most */
+    int max_logit_rows; /* rows of logits of one forward, at most */
 };
 
 /** @return ST_OK; ST_INVALID or ST_CORRUPT naming file, tensor, found and expected; ST_EXHAUSTED */
@@ -40,8 +40,8 @@ void model_free(struct model *m);
 const struct model_config *model_get_config(const struct model *m);
 const struct kv_geometry *model_get_geometry(const struct model *m);
 
-/** 64-bit hash of the configuration and of samples of every tensor's bytes: equal for two workers that
- * loaded the same checkpoint. */
+/** 64-bit hash of the configuration and of samples of every tensor's bytes: equal for two workers
+ * that loaded the same checkpoint. */
 uint64_t model_fingerprint(const struct model *m);
 
 /** Total bytes of weights on the device. */
@@ -56,7 +56,8 @@ struct kv_memory {
     uint32_t n_pages, n_slots;
 };
 
-/** Device memory for KV, from the model's backend; freed with model_kv_free() before model_free(). */
+/** Device memory for KV, from the model's backend; freed with model_kv_free() before model_free().
+ */
 enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_slots,
                                 struct kv_memory *out, struct status *st);
 void model_kv_free(struct model *m, struct kv_memory *kv);
@@ -72,14 +73,16 @@ struct model_span {
     const int32_t *tokens;
     int n_tokens;
     int64_t start;
-    uint32_t slot;             /* its state slot */
-    const uint32_t *pages;     /* block table: page of positions [256 i, 256 i + 256); covers start + n_tokens */
+    uint32_t slot; /* its state slot */
+    const uint32_t
+        *pages; /* block table: page of positions [256 i, 256 i + 256); covers start + n_tokens */
     enum model_logits logits;
 };
 
 /**
  * Runs the main model over a batch and advances the KV of its sequences.
- * @param logits  out, host f32 [rows asked for, in batch order][vocab]; borrowed until the next call
+ * @param logits  out, host f32 [rows asked for, in batch order][vocab]; borrowed until the next
+ * call
  * @return ST_OK; ST_INVALID for a token id outside the vocabulary or a bound of the options passed;
  *         ST_INTERNAL for a device fault
  */
@@ -88,9 +91,9 @@ enum status_code model_forward(struct model *m, const struct kv_memory *kv,
                                struct status *st);
 
 /**
- * Runs MTP block 0 over the rows of the LAST model_forward() (same spans): row i joins the streams of
- * position p with next_tokens[i], the token at p + 1, and predicts token p + 2. Advances the MTP layer's
- * window in the same slots.
+ * Runs MTP block 0 over the rows of the LAST model_forward() (same spans): row i joins the streams
+ * of position p with next_tokens[i], the token at p + 1, and predicts token p + 2. Advances the MTP
+ * layer's window in the same slots.
  * @param next_tokens  [rows of that batch]
  * @param logits       as in model_forward(), for the rows that its spans asked for
  */

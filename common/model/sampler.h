@@ -1,9 +1,9 @@
 /*
  * sampler: from a row of logits to a token.
  *
- * Random numbers are a pure function of (seed, position, token id): a request that is resumed, moved to
- * another worker or verified against a draft draws the same. Sampling is Gumbel-max over the tokens that
- * top_k, top_p and min_p keep; temperature 0 is greedy, ties to the lowest id.
+ * Random numbers are a pure function of (seed, position, token id): a request that is resumed,
+ * moved to another worker or verified against a draft draws the same. Sampling is Gumbel-max over
+ * the tokens that top_k, top_p and min_p keep; temperature 0 is greedy, ties to the lowest id.
  *
  * Threads   any; no state.
  */

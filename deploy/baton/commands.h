@@ -1,6 +1,6 @@
 /*
- * commands: what `baton NAME ...` can be. Each returns the process's exit status and prints its own errors
- * to standard error; argv[0] is the command's name.
+ * commands: what `baton NAME ...` can be. Each returns the process's exit status and prints its own
+ * errors to standard error; argv[0] is the command's name.
  */
 #ifndef BATON_DEPLOY_BATON_COMMANDS_H
 #define BATON_DEPLOY_BATON_COMMANDS_H

@@ -17,7 +17,8 @@ static const struct {
     {"parse", cmd_parse, "model output to reasoning, content and tool calls (JSON lines)"},
     {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
     {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},
-    {"demo-checkpoint", cmd_demo_checkpoint, "writes a small random checkpoint in the released format"},
+    {"demo-checkpoint", cmd_demo_checkpoint,
+     "writes a small random checkpoint in the released format"},
 };
 
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -35,7 +36,8 @@ int main(int argc, char **argv)
         usage(stderr);
         return 2;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         usage(stdout);
         return 0;
     }
