@@ -7,16 +7,6 @@ int cmd_encode(int argc, char **argv)
     return 1;
 }
 
-int cmd_tokenize(int argc, char **argv)
-{
-    return cmd_encode(argc, argv);
-}
-
-int cmd_detokenize(int argc, char **argv)
-{
-    return cmd_encode(argc, argv);
-}
-
 int cmd_parse(int argc, char **argv)
 {
     return cmd_encode(argc, argv);

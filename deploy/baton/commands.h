@@ -7,9 +7,11 @@
 
 /* cmd_text.c: JSON lines in, JSON lines out */
 int cmd_encode(int argc, char **argv);
+int cmd_parse(int argc, char **argv);
+
+/* cmd_tokenize.c: the same */
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
-int cmd_parse(int argc, char **argv);
 
 /* cmd_model.c */
 int cmd_logits(int argc, char **argv);
