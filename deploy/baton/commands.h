@@ -13,6 +13,9 @@ int cmd_parse(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
 
+/* cmd_chat.c */
+int cmd_chat(int argc, char **argv);
+
 /* cmd_model.c */
 int cmd_logits(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);

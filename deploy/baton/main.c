@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *help;
 } commands[] = {
+    {"chat", cmd_chat, "one streaming chat request to a router"},
     {"encode", cmd_encode, "chat requests to prompts (JSON lines)"},
     {"tokenize", cmd_tokenize, "text to token ids (JSON lines)"},
     {"detokenize", cmd_detokenize, "token ids to text, as a stream shows it (JSON lines)"},
