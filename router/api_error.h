@@ -1,0 +1,19 @@
+/*
+ * api_error: errors in the shape that OpenAI's clients read.
+ *
+ *     {"error": {"message": "...", "type": "invalid_request_error", "param": "n", "code": 400}}
+ *
+ * Threads   any.
+ */
+#ifndef BATON_ROUTER_API_ERROR_H
+#define BATON_ROUTER_API_ERROR_H
+
+#include "common/base/buf.h"
+
+/**
+ * Appends the JSON object. The type follows from the HTTP status.
+ * @param param  the field that is at fault, or NULL
+ */
+void api_error_json(struct buf *out, int http_status, const char *param, const char *message);
+
+#endif
