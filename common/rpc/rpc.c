@@ -1,1 +1,61 @@
 #include "common/rpc/rpc.h"
+
+#include <stdlib.h>
+
+#include "common/rpc/rpc_internal.h"
+
+/* How often connect timeouts are looked at; C core offers no timer of its own. */
+enum { TICK_MS = 250 };
+
+static void *run(void *arg)
+{
+    struct rpc *r = arg;
+
+    for (;;) {
+        gpr_timespec tick = gpr_time_from_millis(TICK_MS, GPR_TIMESPAN);
+        grpc_event e = grpc_completion_queue_next(
+            r->cq, gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), tick), NULL);
+
+        if (e.type == GRPC_QUEUE_SHUTDOWN)
+            return NULL;
+        rpc_check_connecting(r);
+        if (e.type == GRPC_OP_COMPLETE) {
+            struct rpc_tag *tag = e.tag;
+
+            tag->fn(tag, e.success);
+        }
+    }
+}
+
+enum status_code rpc_start(struct rpc **out, struct status *st)
+{
+    struct rpc *r = calloc(1, sizeof(*r));
+
+    if (r == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for rpc");
+    pthread_mutex_init(&r->lock, NULL);
+    grpc_init();
+    r->cq = grpc_completion_queue_create_for_next(NULL);
+    if (pthread_create(&r->thread, NULL, run, r) != 0) {
+        grpc_completion_queue_shutdown(r->cq);
+        run(r);
+        grpc_completion_queue_destroy(r->cq);
+        grpc_shutdown_blocking();
+        free(r);
+        return status_set(st, ST_EXHAUSTED, "cannot start the rpc thread (ulimit -u)");
+    }
+    *out = r;
+    return status_ok(st);
+}
+
+void rpc_stop(struct rpc *r)
+{
+    if (r == NULL)
+        return;
+    grpc_completion_queue_shutdown(r->cq);
+    pthread_join(r->thread, NULL);
+    grpc_completion_queue_destroy(r->cq);
+    grpc_shutdown_blocking();
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+}
