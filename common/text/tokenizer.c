@@ -1,1 +1,363 @@
-#include "common/text/tokenizer.h"
+#include "common/text/tokenizer_impl.h"
+
+#include "common/text/pretokenize.h"
+#include "common/text/tokenizer_json.h"
+#include "common/text/unicode.h"
+#include "common/text/word_cache.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { DEFAULT_CACHE_BYTES = 3 << 20 };
+
+struct tokenizer_cache {
+    const struct tokenizer *owner; /* whose ids these are; another tokenizer starts it anew */
+    struct word_cache words;
+    struct bpe_scratch scratch;
+};
+
+/* One call of tokenizer_encode(): what all its steps need. */
+struct encoding {
+    const struct tokenizer *t;
+    struct word_cache *words; /* NULL: none */
+    struct bpe_scratch *scratch;
+    struct token_list *out;
+    struct status *st;
+};
+
+static bool reserve(struct token_list *l, size_t n)
+{
+    size_t cap = l->cap ? l->cap : 64;
+    int32_t *grown;
+
+    if (l->cap - l->n >= n)
+        return true;
+    if (n > SIZE_MAX / sizeof(*grown) / 4 - l->n)
+        return false;
+    while (cap - l->n < n)
+        cap *= 2;
+    grown = realloc(l->ids, cap * sizeof(*grown));
+    if (grown == NULL)
+        return false;
+    l->ids = grown;
+    l->cap = cap;
+    return true;
+}
+
+void token_list_push(struct token_list *l, int32_t id)
+{
+    if (l->n == l->cap && !reserve(l, 1)) {
+        fprintf(stderr, "fatal: no memory for %zu token ids\n", l->n + 1);
+        abort();
+    }
+    l->ids[l->n++] = id;
+}
+
+void token_list_deinit(struct token_list *l)
+{
+    free(l->ids);
+    *l = (struct token_list){0};
+}
+
+/* The file's contents, mapped; the path of the file goes to file_path. */
+static enum status_code map_file(const char *path, char *file_path, size_t n, void **text,
+                                 size_t *len, struct status *st)
+{
+    struct stat info;
+    int fd;
+
+    if (stat(path, &info) != 0)
+        return status_set(st, ST_INVALID, "%s: %s", path, strerror(errno));
+    if (snprintf(file_path, n, S_ISDIR(info.st_mode) ? "%s/tokenizer.json" : "%s", path) >= (int)n)
+        return status_set(st, ST_INVALID, "%.200s...: the path is too long", path);
+    fd = open(file_path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return status_set(st, ST_INVALID, "%s: %s", file_path, strerror(errno));
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size == 0) {
+        close(fd);
+        return status_set(st, ST_INVALID, "%s: no file, or an empty one", file_path);
+    }
+    *text = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+    close(fd);
+    if (*text == MAP_FAILED)
+        return status_set(st, ST_EXHAUSTED, "%s: cannot be mapped: %s", file_path, strerror(errno));
+    *len = (size_t)info.st_size;
+    return status_ok(st);
+}
+
+/* The tables: from the cache file when it fits, else from the text. */
+static enum status_code fill(struct tokenizer *t, const char *cache_path, const char *text,
+                             size_t len, struct status *st)
+{
+    struct status ignored;
+
+    if (image_load(cache_path, text, len, &t->image, &ignored) == ST_OK) {
+        if (tokenizer_bind(t, &ignored) == ST_OK)
+            return status_ok(st);
+        image_deinit(&t->image);
+        *t = (struct tokenizer){0};
+    }
+    if (tokenizer_json_read(text, len, &t->image, st) != ST_OK || tokenizer_bind(t, st) != ST_OK)
+        return st->code;
+    image_store(cache_path, text, len, &t->image, &ignored);
+    return st->code;
+}
+
+enum status_code tokenizer_open(const char *path, struct tokenizer **out, struct status *st)
+{
+    char file_path[4096], cache_path[4096 + 8];
+    struct tokenizer *t;
+    void *text = NULL;
+    size_t len = 0;
+
+    if (map_file(path, file_path, sizeof(file_path), &text, &len, st) != ST_OK)
+        return st->code;
+    snprintf(cache_path, sizeof(cache_path), "%s.baton", file_path);
+    t = calloc(1, sizeof(*t));
+    if (t == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for a tokenizer");
+    } else if (fill(t, cache_path, text, len, st) == ST_OK) {
+        *out = t;
+        t = NULL;
+    } else {
+        status_wrap(st, "%s", file_path);
+    }
+    tokenizer_free(t);
+    munmap(text, len);
+    return st->code;
+}
+
+void tokenizer_free(struct tokenizer *t)
+{
+    if (t == NULL)
+        return;
+    image_deinit(&t->image);
+    free(t);
+}
+
+int32_t tokenizer_vocab(const struct tokenizer *t)
+{
+    return (int32_t)t->meta->n_tokens;
+}
+
+int32_t tokenizer_added_id(const struct tokenizer *t, const char *text, size_t len)
+{
+    for (int i = 0; i < 2; i++) {
+        size_t found = 0;
+        uint32_t id = trie_longest(t->passes[i].trie, (const uint8_t *)text, len, &found);
+        if (id != TRIE_NONE && found == len)
+            return (int32_t)id;
+    }
+    return -1;
+}
+
+enum status_code tokenizer_cache_new(size_t cap_bytes, struct tokenizer_cache **out,
+                                     struct status *st)
+{
+    struct tokenizer_cache *c = calloc(1, sizeof(*c));
+
+    if (c == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for a tokenizer cache");
+    if (word_cache_init(&c->words, cap_bytes ? cap_bytes : DEFAULT_CACHE_BYTES, st) != ST_OK) {
+        free(c);
+        return st->code;
+    }
+    *out = c;
+    return status_ok(st);
+}
+
+void tokenizer_cache_free(struct tokenizer_cache *c)
+{
+    if (c == NULL)
+        return;
+    word_cache_deinit(&c->words);
+    bpe_scratch_deinit(&c->scratch);
+    free(c);
+}
+
+static bool encode_piece(struct encoding *e, const uint8_t *s, size_t n, size_t room)
+{
+    uint32_t *ids;
+    size_t k;
+
+    if (!reserve(e->out, n > WORD_IDS_MAX ? n : WORD_IDS_MAX)) {
+        status_set(e->st, ST_EXHAUSTED, "no memory for %zu token ids", e->out->n + n);
+        return false;
+    }
+    ids = (uint32_t *)e->out->ids + e->out->n;
+    if (e->words != NULL && n <= WORD_LONG_MAX) {
+        k = n <= WORD_SHORT_MAX ? word_cache_find_short(e->words, s, n, room, ids)
+                                : word_cache_find_long(e->words, s, n, ids);
+        if (k > 0) {
+            e->out->n += k;
+            return true;
+        }
+    }
+    if (bpe_encode(&e->t->bpe, e->scratch, s, n, ids, &k, e->st) != ST_OK)
+        return false;
+    if (e->words != NULL)
+        word_cache_put(e->words, s, n, ids, k);
+    e->out->n += k;
+    return true;
+}
+
+/* A stretch without added tokens. */
+static bool encode_stretch(struct encoding *e, const uint8_t *s, size_t n)
+{
+    for (size_t pos = 0, end; pos < n; pos = end) {
+        end = pretokenize_next(s, n, pos);
+        if (!encode_piece(e, s + pos, end - pos, n - pos))
+            return false;
+    }
+    return true;
+}
+
+/* Where from pos on a byte stands that an added token of this pass may begin with; n: nowhere. */
+static size_t next_start(const struct added_pass *p, const uint8_t *s, size_t n, size_t pos)
+{
+    if (p->n_starts == 1) {
+        const uint8_t *at = memchr(s + pos, p->first[0], n - pos);
+        return at != NULL ? (size_t)(at - s) : n;
+    }
+    while (pos < n && !p->starts[s[pos]])
+        pos++;
+    return pos;
+}
+
+/* Cuts out the added tokens of pass `which`, and what is left by the passes after it. */
+static bool encode_pass(struct encoding *e, int which, const uint8_t *s, size_t n)
+{
+    const struct added_pass *p = &e->t->passes[which];
+    size_t done = 0, pos = 0;
+
+    if (which == 2)
+        return encode_stretch(e, s, n);
+    if (p->n_starts == 0)
+        return encode_pass(e, which + 1, s, n);
+    while ((pos = next_start(p, s, n, pos)) < n) {
+        size_t len = 0;
+        uint32_t id = trie_longest(p->trie, s + pos, n - pos, &len);
+        if (id == TRIE_NONE) {
+            pos++;
+            continue;
+        }
+        if (pos > done && !encode_pass(e, which + 1, s + done, pos - done))
+            return false;
+        token_list_push(e->out, (int32_t)id);
+        pos += len;
+        done = pos;
+    }
+    return done == n || encode_pass(e, which + 1, s + done, n - done);
+}
+
+static bool check_utf8(const uint8_t *s, size_t n, struct status *st)
+{
+    size_t valid = utf8_valid_len(s, n);
+
+    if (valid < n)
+        status_set(st, ST_INVALID, "the text is not valid UTF-8: byte 0x%02X at offset %zu",
+                   s[valid], valid);
+    return valid == n;
+}
+
+static struct encoding begin(const struct tokenizer *t, struct tokenizer_cache *cache,
+                             struct bpe_scratch *scratch, struct token_list *out, struct status *st)
+{
+    status_ok(st);
+    if (cache == NULL)
+        return (struct encoding){.t = t, .scratch = scratch, .out = out, .st = st};
+    if (cache->owner != t) {
+        word_cache_clear(&cache->words);
+        cache->owner = t;
+    }
+    return (struct encoding){
+        .t = t, .words = &cache->words, .scratch = &cache->scratch, .out = out, .st = st};
+}
+
+enum status_code tokenizer_encode(const struct tokenizer *t, struct tokenizer_cache *cache,
+                                  const char *text, size_t len, unsigned flags,
+                                  struct token_list *out, struct status *st)
+{
+    struct bpe_scratch scratch = {0};
+    struct encoding e = begin(t, cache, &scratch, out, st);
+    size_t n = out->n;
+
+    if (!check_utf8((const uint8_t *)text, len, st))
+        return st->code;
+    if (!encode_pass(&e, flags & TOKENIZE_ADDED ? 0 : 2, (const uint8_t *)text, len))
+        out->n = n;
+    bpe_scratch_deinit(&scratch);
+    return st->code;
+}
+
+static enum status_code special_id(const struct tokenizer *t, const struct prompt *p, size_t i,
+                                   int32_t *id, struct status *st)
+{
+    const struct prompt_special *s = &p->specials[i];
+
+    *id = s->id;
+    if (s->id == -1)
+        *id = tokenizer_added_id(t, p->text.data + s->offset, s->len);
+    if (s->id == -1 && *id == -1)
+        return status_set(st, ST_INVALID, "special %zu, \"%.*s\", is no added token", i,
+                          (int)(s->len < 100 ? s->len : 100), p->text.data + s->offset);
+    if (*id < 0 || *id >= tokenizer_vocab(t))
+        return status_set(st, ST_INVALID, "special %zu has the id %d, the vocabulary %d", i, *id,
+                          tokenizer_vocab(t));
+    return ST_OK;
+}
+
+static bool encode_prompt(struct encoding *e, const struct prompt *p)
+{
+    const uint8_t *s = (const uint8_t *)p->text.data;
+    size_t done = 0;
+    int32_t id;
+
+    for (size_t i = 0; i < p->n_specials; i++) {
+        const struct prompt_special *sp = &p->specials[i];
+        if (sp->offset < done || sp->offset > p->text.len || sp->len > p->text.len - sp->offset) {
+            status_set(e->st, ST_INVALID, "special %zu at byte %zu overlaps another or the end", i,
+                       sp->offset);
+            return false;
+        }
+        if (special_id(e->t, p, i, &id, e->st) != ST_OK ||
+            !check_utf8(s + done, sp->offset - done, e->st) ||
+            !encode_stretch(e, s + done, sp->offset - done))
+            return false;
+        token_list_push(e->out, id);
+        done = sp->offset + sp->len;
+    }
+    return done == p->text.len || (check_utf8(s + done, p->text.len - done, e->st) &&
+                                   encode_stretch(e, s + done, p->text.len - done));
+}
+
+enum status_code tokenizer_encode_prompt(const struct tokenizer *t, struct tokenizer_cache *cache,
+                                         const struct prompt *p, struct token_list *out,
+                                         struct status *st)
+{
+    struct bpe_scratch scratch = {0};
+    struct encoding e = begin(t, cache, &scratch, out, st);
+    size_t n = out->n;
+
+    if (!encode_prompt(&e, p))
+        out->n = n;
+    bpe_scratch_deinit(&scratch);
+    return st->code;
+}
+
+const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *len, bool *is_added)
+{
+    const struct bpe *b = &t->bpe;
+
+    if (id < 0 || (uint32_t)id >= b->n_tokens)
+        return NULL;
+    *len = b->offsets[id + 1] - b->offsets[id];
+    if (is_added != NULL)
+        *is_added = t->flags[id] & TOKEN_ADDED;
+    return (const char *)b->bytes + b->offsets[id];
+}

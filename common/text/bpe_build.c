@@ -1,0 +1,135 @@
+#include "common/text/bpe_build.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void bpe_tables_deinit(struct bpe_tables *t)
+{
+    free(t->tokens);
+    free(t->merged);
+    free(t->pairs);
+    free(t->trie);
+    *t = (struct bpe_tables){0};
+}
+
+static unsigned pair_bits(uint32_t n_merges)
+{
+    unsigned bits = 8;
+
+    while (((uint64_t)1 << bits) < 2 * (uint64_t)n_merges)
+        bits++;
+    return bits;
+}
+
+static enum status_code build_pairs(const struct bpe_merge *merges, uint32_t n, struct bpe *b,
+                                    struct bpe_tables *out, struct status *st)
+{
+    unsigned bits = pair_bits(n);
+
+    out->n_pairs = (size_t)1 << bits;
+    out->pairs = malloc(out->n_pairs * sizeof(*out->pairs));
+    if (out->pairs == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for %u merges", n);
+    memset(out->pairs, 0xFF, out->n_pairs * sizeof(*out->pairs));
+    b->pairs = out->pairs;
+    b->pairs_mask = out->n_pairs - 1;
+    b->pairs_shift = 64 - bits;
+    for (uint32_t rank = 0; rank < n; rank++) {
+        uint64_t key = (uint64_t)merges[rank].left << 20 | merges[rank].right;
+        uint64_t i = (key * 0x9E3779B97F4A7C15u) >> b->pairs_shift;
+        while (out->pairs[i] != BPE_PAIR_FREE && out->pairs[i] >> 24 != key)
+            i = (i + 1) & b->pairs_mask;
+        if (out->pairs[i] != BPE_PAIR_FREE)
+            return status_set(st, ST_INVALID, "merge %u repeats merge %u", rank,
+                              (unsigned)(out->pairs[i] & 0xFFFFFF));
+        out->pairs[i] = key << 24 | rank;
+    }
+    return status_ok(st);
+}
+
+/* True when every merge's parts are bytes or made before it, and no two make the same token: then
+ * the rank says when a token came to be, which bpe_stays_apart() relies on. */
+static bool note_makers(const struct bpe *b, const struct bpe_merge *merges, uint32_t n_merges,
+                        struct bpe_token *tokens)
+{
+    bool as_trained = true;
+
+    for (uint32_t i = 0; i < b->n_tokens; i++)
+        tokens[i] = (struct bpe_token){BPE_NONE, BPE_NONE, 0, BPE_NONE};
+    for (uint32_t c = 0; c < 256; c++) /* "made" means available, until the merges are numbered */
+        tokens[b->byte_ids[c]].prefix = 0;
+    for (uint32_t rank = 0; rank < n_merges; rank++) {
+        const struct bpe_merge *m = &merges[rank];
+        struct bpe_token *whole = &tokens[m->whole];
+        if (tokens[m->left].prefix != 0 || tokens[m->right].prefix != 0 || whole->prefix == 0) {
+            as_trained = false;
+            break;
+        }
+        *whole = (struct bpe_token){m->left, m->right, rank + 1, 0};
+    }
+    return as_trained;
+}
+
+/* The trie of the tokens that encode to themselves: bytes, and what merges two of them whose border
+ * nothing crosses before. */
+static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *merges,
+                                   uint32_t n_merges, struct bpe_tables *out, struct status *st)
+{
+    struct trie_key *keys = malloc(((size_t)n_merges + 256) * sizeof(*keys));
+    uint8_t *whole = calloc(b->n_tokens, 1); /* encodes to itself */
+    uint32_t *prefix = malloc(b->n_tokens * sizeof(*prefix));
+    size_t n = 0;
+
+    if (keys == NULL || whole == NULL || prefix == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b->n_tokens);
+        goto done;
+    }
+    for (uint32_t i = 0; i < n_merges + 256; i++) {
+        uint32_t id = i < 256 ? b->byte_ids[i] : merges[i - 256].whole;
+        const struct bpe_token *t = &b->tokens[id];
+        whole[id] = i < 256 || (whole[t->left] && whole[t->right] &&
+                                bpe_stays_apart(b, t->left, t->right, i - 256));
+        if (whole[id])
+            keys[n++] = (struct trie_key){b->bytes + b->offsets[id],
+                                          b->offsets[id + 1] - b->offsets[id], id};
+    }
+    if (trie_build(keys, n, &out->trie, &out->n_trie, prefix, st) != ST_OK)
+        goto done;
+    for (size_t i = 0; i < n; i++)
+        out->tokens[keys[i].value].prefix = prefix[keys[i].value];
+done:
+    free(keys);
+    free(whole);
+    free(prefix);
+    return st->code;
+}
+
+enum status_code bpe_build(const struct bpe *vocab, const struct bpe_merge *merges,
+                           uint32_t n_merges, struct bpe_tables *out, struct status *st)
+{
+    struct bpe b = *vocab;
+    struct bpe_tables t = {0};
+
+    t.tokens = malloc(b.n_tokens * sizeof(*t.tokens));
+    t.merged = malloc(((size_t)n_merges + 1) * sizeof(*t.merged));
+    if (t.tokens == NULL || t.merged == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b.n_tokens);
+        goto done;
+    }
+    if (build_pairs(merges, n_merges, &b, &t, st) != ST_OK)
+        goto done;
+    for (uint32_t rank = 0; rank < n_merges; rank++)
+        t.merged[rank] = merges[rank].whole;
+    t.linear = note_makers(&b, merges, n_merges, t.tokens);
+    b.tokens = t.tokens;
+    for (uint32_t i = 0; i < b.n_tokens; i++)
+        t.tokens[i].prefix = BPE_NONE;
+    if (t.linear && build_trie(&b, merges, n_merges, &t, st) != ST_OK)
+        goto done;
+    *out = t;
+    t = (struct bpe_tables){0};
+    status_ok(st);
+done:
+    bpe_tables_deinit(&t);
+    return st->code;
+}

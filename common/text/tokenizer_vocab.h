@@ -1,0 +1,53 @@
+/*
+ * tokenizer_vocab: model.vocab and model.merges of a tokenizer.json, read straight from its text.
+ *
+ * Threads   start-up only.
+ */
+#ifndef BATON_COMMON_TEXT_TOKENIZER_VOCAB_H
+#define BATON_COMMON_TEXT_TOKENIZER_VOCAB_H
+
+#include "common/text/bpe_build.h"
+#include "common/text/tokenizer_scan.h"
+
+/* A token while the file is read; pos SIZE_MAX: no token has this id yet. */
+struct vocab_token {
+    size_t pos; /* of its bytes in vocab.bytes */
+    uint32_t len;
+    uint8_t flags;   /* enum token_flag */
+    bool in_vocab;   /* listed in model.vocab */
+    bool byte_level; /* spelled in byte-level characters, so that BPE may make it */
+    bool normalized; /* added tokens: for the second pass */
+};
+
+struct vocab {
+    uint8_t *bytes; /* the file's length is room enough: nothing is longer decoded than written */
+    size_t n_bytes;
+    struct vocab_token *tokens; /* by id */
+    uint32_t n, cap;            /* ids below n were seen */
+    uint32_t *index;            /* id + 1 by the hash of the bytes; byte-level strings only */
+    uint64_t index_mask;
+    struct bpe_merge *merges; /* [n_merges] by rank */
+    uint32_t n_merges, merges_cap;
+};
+
+/** @param file_bytes  the length of the file that will be read: bounds what is kept of it */
+enum status_code vocab_init(struct vocab *v, size_t file_bytes, struct status *st);
+void vocab_deinit(struct vocab *v);
+
+/** The entry of an id below BPE_MAX_TOKENS, made when it is new; NULL when memory is out. */
+struct vocab_token *vocab_at(struct vocab *v, uint32_t id);
+
+/** Appends bytes to v->bytes; returns where they stand. */
+size_t vocab_put(struct vocab *v, const char *bytes, size_t len);
+
+/** The value of model.vocab: {"string": id, ...}. */
+bool vocab_read(struct scan *s, struct vocab *v);
+
+/** The value of model.merges, after the vocabulary: ["left right", ...] or [["left", "right"],
+ * ...]. */
+bool vocab_read_merges(struct scan *s, struct vocab *v);
+
+/** The id of what a byte-level token stands for, or BPE_NONE; after vocab_read(). */
+uint32_t vocab_find(const struct vocab *v, const uint8_t *bytes, size_t len);
+
+#endif

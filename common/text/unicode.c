@@ -1,0 +1,79 @@
+#include "common/text/unicode.h"
+
+#include <string.h>
+
+enum utf8_part utf8_next(const uint8_t *s, size_t n, unsigned *len)
+{
+    uint8_t lo = 0x80, hi = 0xBF; /* what the second byte may be */
+    unsigned need;
+
+    *len = 1;
+    if (s[0] < 0x80)
+        return UTF8_WHOLE;
+    if (s[0] < 0xC2 || s[0] > 0xF4)
+        return UTF8_BAD;
+    need = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (s[0] == 0xE0)
+        lo = 0xA0; /* no overlong forms */
+    else if (s[0] == 0xED)
+        hi = 0x9F; /* no surrogates */
+    else if (s[0] == 0xF0)
+        lo = 0x90;
+    else if (s[0] == 0xF4)
+        hi = 0x8F; /* nothing above U+10FFFF */
+    for (unsigned i = 1; i < need; i++) {
+        *len = i;
+        if (i == n)
+            return UTF8_PARTIAL;
+        if (s[i] < lo || s[i] > hi)
+            return UTF8_BAD;
+        lo = 0x80;
+        hi = 0xBF;
+    }
+    *len = need;
+    return UTF8_WHOLE;
+}
+
+size_t utf8_valid_len(const uint8_t *s, size_t n)
+{
+    size_t i = 0;
+    unsigned len;
+
+    while (i < n) {
+        while (n - i >= 8) { /* most text is mostly ASCII */
+            uint64_t w;
+            memcpy(&w, s + i, 8);
+            if (w & 0x8080808080808080u)
+                break;
+            i += 8;
+        }
+        if (i == n)
+            break;
+        /* and most of the rest is three bytes of the plain kind */
+        while (n - i >= 3 && s[i] > 0xE0 && s[i] < 0xED && (s[i + 1] & 0xC0) == 0x80 &&
+               (s[i + 2] & 0xC0) == 0x80)
+            i += 3;
+        if (i == n)
+            break;
+        if (utf8_next(s + i, n - i, &len) != UTF8_WHOLE)
+            return i;
+        i += len;
+    }
+    return n;
+}
+
+void utf8_append_lossy(struct buf *out, const uint8_t *s, size_t n)
+{
+    while (n > 0) {
+        size_t good = utf8_valid_len(s, n);
+        unsigned len = 0;
+
+        buf_append(out, s, good);
+        if (good < n) {
+            utf8_next(s + good, n - good, &len);
+            buf_puts(out, "\xEF\xBF\xBD");
+        }
+        s += good + len;
+        n -= good + len;
+    }
+}
