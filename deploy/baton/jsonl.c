@@ -22,7 +22,7 @@ static void answer_line(const char *line, size_t n, unsigned json_flags, jsonl_f
         out->len = 0;
         buf_puts(out, "{\"error\": ");
         json_write_string(out, reason.data ? reason.data : "", reason.len);
-        buf_puts(out, "}");
+        buf_printf(out, ", \"status\": %d}", status_http(st.code));
         buf_deinit(&reason);
     }
     buf_puts(out, "\n");

@@ -12,14 +12,15 @@
  * Answers one line.
  * @param line  the parsed line
  * @param out   empty; the answer, one JSON value without a newline
- * @return ST_OK, or a failure whose message becomes {"error": "..."} in place of what out holds
+ * @return ST_OK, or a failure, which becomes {"error": message, "status": HTTP status} in place of
+ *         what out holds
  */
 typedef enum status_code (*jsonl_fn)(void *ctx, const struct json *line, struct buf *out,
                                      struct status *st);
 
 /**
  * Runs answer for every line until the end of standard input; lines that are no JSON are answered
- * with {"error": "..."} too, empty lines are passed over, and the command goes on.
+ * with an error too, empty lines are passed over, and the command goes on.
  * @param json_flags  for json_parse()
  * @return the process's exit status: 0, or 1 when standard input or output fails
  */
