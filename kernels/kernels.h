@@ -61,10 +61,10 @@ struct kernel_dims {
     int moe_inter; /* f */
     int vocab;
     int hc_iters;
-    float hc_eps;
-    float norm_eps;
-    float route_scale;
-    float swiglu_limit; /* 0: none */
+    double hc_eps;
+    double norm_eps;
+    double route_scale;
+    double swiglu_limit; /* 0: none */
     int max_rows;       /* largest T of a call: the backend sizes its workspace once, at open */
     int max_seqs;
     int max_context; /* tokens of the longest sequence */

@@ -19,9 +19,9 @@ struct model_config {
     int compress_ratios[KV_LAYERS_MAX]; /* [n_layers + n_mtp] */
     int index_n_heads, index_head_dim, index_topk;
     int n_experts, n_active, moe_inter;
-    float route_scale, swiglu_limit, norm_eps;
+    double route_scale, swiglu_limit, norm_eps;
     int hc_mult, hc_iters;
-    float hc_eps;
+    double hc_eps;
     double rope_theta, compress_rope_theta;
     double yarn_factor, yarn_beta_fast, yarn_beta_slow;
     int yarn_original;
