@@ -3,8 +3,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
+#include "common/base/hash.h"
 #include "common/base/utf8.h"
 
 /* Documents up to this size; so every count fits 32 bits. */
@@ -362,23 +362,6 @@ static bool keys_equal(const struct json_member *a, const struct json_member *b)
     return a->key_len == b->key_len && memcmp(a->key, b->key, a->key_len) == 0;
 }
 
-/* Multiply and fold, seeded: keys come from outside and must not be able to aim at one bucket. */
-static uint64_t key_hash(uint64_t seed, const char *s, size_t n)
-{
-    uint64_t h = seed ^ (n * UINT64_C(0x9e3779b97f4a7c15)), w;
-
-    for (;; s += 8, n -= 8) {
-        w = 0;
-        memcpy(&w, s, n < 8 ? n : 8);
-        unsigned __int128 m = (unsigned __int128)(h ^ w ^ UINT64_C(0x2d358dccaa6c78a5)) *
-                              (seed | UINT64_C(0x8bb84b93962eacc9));
-
-        h = (uint64_t)m ^ (uint64_t)(m >> 64);
-        if (n <= 8)
-            return h;
-    }
-}
-
 /* The earlier slot in [first, at) with the key of slot `at`, or `at` when there is none. */
 static size_t earlier_key(struct parser *ps, size_t first, size_t at, bool hashed)
 {
@@ -388,7 +371,7 @@ static size_t earlier_key(struct parser *ps, size_t first, size_t at, bool hashe
                 return i;
         return at;
     }
-    size_t b = key_hash(ps->seed, ps->slots[at].key, ps->slots[at].key_len) & ps->hash_mask;
+    size_t b = hash_bytes(ps->seed, ps->slots[at].key, ps->slots[at].key_len) & ps->hash_mask;
 
     for (; ps->hash[b] != 0; b = (b + 1) & ps->hash_mask)
         if (keys_equal(&ps->slots[ps->hash[b] - 1], &ps->slots[at]))
@@ -414,8 +397,8 @@ static bool hash_prepare(struct parser *ps, size_t n)
     }
     memset(ps->hash, 0, cap * sizeof(*ps->hash));
     ps->hash_mask = cap - 1;
-    if (ps->seed == 0 && getrandom(&ps->seed, sizeof(ps->seed), 0) != sizeof(ps->seed))
-        ps->seed = (uint64_t)(uintptr_t)ps->hash;
+    if (ps->seed == 0)
+        ps->seed = hash_seed();
     return true;
 }
 
@@ -697,15 +680,14 @@ bool json_is(const struct json *v, const char *s)
 
 /* ---- writing ---- */
 
-void json_write_string(struct buf *out, const char *s, size_t len)
+void json_write_escaped(struct buf *out, const char *s, size_t len)
 {
     static const char hex[] = "0123456789abcdef";
     static const char short_escapes[32] = {
         ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
     const char *p = s, *end = s + len;
 
-    buf_reserve(out, len + 2);
-    out->data[out->len++] = '"';
+    buf_reserve(out, len);
     for (;;) {
         const char *run = p;
         uint64_t w;
@@ -735,5 +717,12 @@ void json_write_string(struct buf *out, const char *s, size_t len)
         }
         p++;
     }
+}
+
+void json_write_string(struct buf *out, const char *s, size_t len)
+{
+    buf_reserve(out, len + 2);
+    buf_append(out, "\"", 1);
+    json_write_escaped(out, s, len);
     buf_append(out, "\"", 1);
 }

@@ -93,4 +93,8 @@ bool json_is(const struct json *v, const char *s);
  * else \u00xx). s must be UTF-8. */
 void json_write_string(struct buf *out, const char *s, size_t len);
 
+/** The same without the quotes: a piece of a string that is written bit by bit. Pieces end between
+ * characters, never inside one. */
+void json_write_escaped(struct buf *out, const char *s, size_t len);
+
 #endif

@@ -137,10 +137,3 @@ int cmd_encode(int argc, char **argv)
     chat_prompt_deinit(&e.prompt);
     return rc;
 }
-
-int cmd_parse(int argc, char **argv)
-{
-    (void)argc;
-    (void)argv;
-    return 1;
-}

@@ -7,6 +7,8 @@
 
 /* cmd_text.c: JSON lines in, JSON lines out */
 int cmd_encode(int argc, char **argv);
+
+/* cmd_parse.c: the same */
 int cmd_parse(int argc, char **argv);
 
 /* cmd_tokenize.c: the same */
