@@ -2,14 +2,15 @@
  * transfer: moves KV bytes from this process's slabs into a peer's, over UCX.
  *
  * The receiver (decode) exposes its slabs; the sender (prefill) writes into units that the receiver
- * named for one request, flushes, and only then is told that the bytes are there. Checksums are taken
- * from the sender's memory as it is sent, and computed again by the receiver over what arrived.
+ * named for one request, flushes, and only then is told that the bytes are there. Checksums are
+ * taken from the sender's memory as it is sent, and computed again by the receiver over what
+ * arrived.
  *
  * Owns      every UCX object, on one thread that sleeps when there is nothing to do.
- * Promises  a put's completion comes exactly once, ok only after a flush: the bytes are visible to the
- *           peer. After it (ok or not) local memory is not read any more. After
- *           transfer_peer_close() returns through its callback nothing more is written to that peer.
- * Threads   calls: any. Callbacks: the transfer thread; they push to a mailbox and return.
+ * Promises  a put's completion comes exactly once, ok only after a flush: the bytes are visible to
+ * the peer. After it (ok or not) local memory is not read any more. After transfer_peer_close()
+ * returns through its callback nothing more is written to that peer. Threads   calls: any.
+ * Callbacks: the transfer thread; they push to a mailbox and return.
  */
 #ifndef BATON_COMMON_TRANSFER_TRANSFER_H
 #define BATON_COMMON_TRANSFER_TRANSFER_H
@@ -34,8 +35,8 @@ struct transfer_options {
 
 enum { TRANSFER_SLABS_MAX = 4 };
 
-/** Starts UCX and the thread. ST_UNAVAILABLE with the reason and the fix when a required transport is
- * not there, or when UCX_TLS / UCX_NET_DEVICES in the environment contradict the options. */
+/** Starts UCX and the thread. ST_UNAVAILABLE with the reason and the fix when a required transport
+ * is not there, or when UCX_TLS / UCX_NET_DEVICES in the environment contradict the options. */
 enum status_code transfer_start(const struct transfer_options *opt, struct transfer **out,
                                 struct status *st);
 
@@ -43,8 +44,8 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
 void transfer_stop(struct transfer *t);
 
 /**
- * Memory that is good for every transport (shared memory on one node), registered as slab `index`, for
- * peers to write. Zeroed, page-aligned. Call before the first peer; freed by transfer_stop().
+ * Memory that is good for every transport (shared memory on one node), registered as slab `index`,
+ * for peers to write. Zeroed, page-aligned. Call before the first peer; freed by transfer_stop().
  */
 enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes, void **out,
                                      struct status *st);
@@ -53,8 +54,8 @@ enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes
 enum status_code transfer_slab_register(struct transfer *t, int index, void *base, size_t bytes,
                                         struct status *st);
 
-/** Appends what a peer needs to write into our slabs (worker address, slab bases, sizes, packed rkeys) as
- * opaque bytes; they travel over the authenticated gRPC session. */
+/** Appends what a peer needs to write into our slabs (worker address, slab bases, sizes, packed
+ * rkeys) as opaque bytes; they travel over the authenticated gRPC session. */
 enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st);
 
 /**
@@ -65,30 +66,31 @@ enum status_code transfer_peer_open(struct transfer *t, const char *name, const 
                                     size_t desc_len, struct transfer_peer **out, struct status *st);
 
 /**
- * Closes by force: outstanding puts complete with ST_UNAVAILABLE, then on_closed (may be NULL) says that
- * nothing can be written to the peer any more, and the peer is freed.
+ * Closes by force: outstanding puts complete with ST_UNAVAILABLE, then on_closed (may be NULL) says
+ * that nothing can be written to the peer any more, and the peer is freed.
  */
 void transfer_peer_close(struct transfer_peer *p, void (*on_closed)(void *arg), void *arg);
 
 /* One contiguous piece: local slab bytes to the same kind of slab at the peer. */
 struct transfer_piece {
-    int slab;             /* index, both sides */
-    uint64_t local_off;   /* from our slab's base */
-    uint64_t remote_off;  /* from the peer's */
+    int slab;            /* index, both sides */
+    uint64_t local_off;  /* from our slab's base */
+    uint64_t remote_off; /* from the peer's */
     uint64_t bytes;
-    uint32_t group;       /* pieces of one group share a checksum: CRC32C over them in order */
+    uint32_t group; /* pieces of one group share a checksum: CRC32C over them in order */
 };
 
 struct transfer_result {
-    struct status status;  /* ST_OK; ST_UNAVAILABLE (peer lost); ST_INVALID (bounds); ST_CANCELLED */
+    struct status status; /* ST_OK; ST_UNAVAILABLE (peer lost); ST_INVALID (bounds); ST_CANCELLED */
     uint64_t bytes;
-    uint64_t elapsed_us;   /* from the first byte posted to the flush's end */
+    uint64_t elapsed_us; /* from the first byte posted to the flush's end */
     uint32_t n_groups;
-    const uint32_t *crc;   /* [n_groups], taken from local memory; borrowed until return */
+    const uint32_t *crc; /* [n_groups], taken from local memory; borrowed until return */
 };
 
 /**
- * Writes pieces into the peer's slabs, flushes, calls done. Pieces are copied; groups are 0 .. n_groups - 1.
+ * Writes pieces into the peer's slabs, flushes, calls done. Pieces are copied; groups are 0 ..
+ * n_groups - 1.
  * @param id  for transfer_cancel() and logs
  */
 enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
@@ -96,25 +98,26 @@ enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
                               void (*done)(void *arg, const struct transfer_result *r), void *arg,
                               struct status *st);
 
-/** Stops posting pieces of that put; done comes with ST_CANCELLED after what was posted has ended. */
+/** Stops posting pieces of that put; done comes with ST_CANCELLED after what was posted has ended.
+ */
 void transfer_cancel(struct transfer_peer *p, uint64_t id);
 
 /**
- * Checksums what arrived in our own slabs, on the transfer thread: the groups of pieces (remote_off is
- * ignored), against the expected values.
+ * Checksums what arrived in our own slabs, on a thread of its own: the groups of pieces (remote_off
+ * is ignored), against the expected values.
  * @param done  status ST_OK, or ST_CORRUPT naming the first differing group and both values
  */
 enum status_code transfer_verify(struct transfer *t, const struct transfer_piece *pieces, size_t n,
                                  const uint32_t *expected, uint32_t n_groups,
-                                 void (*done)(void *arg, const struct transfer_result *r), void *arg,
-                                 struct status *st);
+                                 void (*done)(void *arg, const struct transfer_result *r),
+                                 void *arg, struct status *st);
 
-/** What UCX really uses towards the peer, after the first flush: "shm (posix/memory)", "tcp (tcp/eth0)",
- * "rdma (rc_mlx5/mlx5_0:1)"; "unknown" before. Copied into buf. */
+/** What UCX really uses towards the peer, after the first flush: "shm (posix/memory)", "tcp
+ * (tcp/eth0)", "rdma (rc_mlx5/mlx5_0:1)"; "unknown" before. Copied into buf. */
 void transfer_peer_transport(struct transfer_peer *p, char *buf, size_t n);
 
-/** Fault injection for tests: the next n puts flip one bit of one byte on the way (the checksum is of the
- * true bytes). */
+/** Fault injection for tests: the next n puts flip one bit of one byte on the way (the checksum is
+ * of the true bytes). */
 void transfer_inject_flips(struct transfer *t, int n);
 
 #endif

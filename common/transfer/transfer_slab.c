@@ -1,0 +1,131 @@
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/transfer/internal.h"
+
+struct slab_args {
+    int index;
+    void *base; /* NULL: allocate */
+    uint64_t bytes;
+};
+
+static enum status_code slab_map(struct transfer *t, void *arg, struct status *st)
+{
+    struct slab_args *a = arg;
+    struct slab_region *s;
+    ucp_mem_map_params_t params = {
+        .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                      UCP_MEM_MAP_PARAM_FIELD_FLAGS,
+        .address = a->base,
+        .length = a->bytes,
+        .flags = a->base == NULL ? UCP_MEM_MAP_ALLOCATE : 0,
+    };
+    ucp_mem_attr_t attr = {.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS};
+    ucp_mem_h memh;
+    ucs_status_t rc;
+
+    if (a->index < 0 || a->index >= TRANSFER_SLABS_MAX || a->bytes == 0)
+        return status_set(st, ST_INVALID, "slab %d of %llu bytes: index 0 to %d, at least a byte",
+                          a->index, (unsigned long long)a->bytes, TRANSFER_SLABS_MAX - 1);
+    s = &t->slabs.at[a->index];
+    if (s->bytes != 0 || t->peers != NULL)
+        return status_set(st, ST_INVALID,
+                          "slab %d: slabs are made once each, before the first peer", a->index);
+    rc = ucp_mem_map(t->context, &params, &memh);
+    if (rc == UCS_OK)
+        rc = ucp_mem_query(memh, &attr);
+    if (rc != UCS_OK)
+        return status_set(st, ST_EXHAUSTED,
+                          "slab %d: UCX cannot %s %llu bytes (%s): check free memory, the limits "
+                          "of shared memory (kernel.shmmax, /dev/shm) and ulimit -l",
+                          a->index, a->base == NULL ? "allocate" : "register",
+                          (unsigned long long)a->bytes, ucs_status_string(rc));
+    *s = (struct slab_region){.base = attr.address, .bytes = a->bytes, .memh = memh};
+    a->base = attr.address;
+    return status_ok(st);
+}
+
+/* Makes the pages exist now: memory that the machine does not have is an error at the start, not
+ * SIGBUS in mid-run. Kernels before 5.14 do not know the request; there the pages come by use. */
+static enum status_code populate(void *base, uint64_t bytes, struct status *st)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (madvise(base, bytes, MADV_POPULATE_WRITE) != 0 && errno != EINVAL)
+        return status_set(st, ST_EXHAUSTED,
+                          "%llu bytes of shared memory cannot be backed (%s): check free memory, "
+                          "the container's memory limit and the size of /dev/shm",
+                          (unsigned long long)bytes, strerror(errno));
+#endif
+    return status_ok(st);
+}
+
+/* The plan's ALLOC_PRIO names only methods that map fresh memory, so the bytes are zero. */
+enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes, void **out,
+                                     struct status *st)
+{
+    struct slab_args a = {.index = index, .bytes = bytes};
+
+    if (transfer_call(t, slab_map, &a, st) != ST_OK)
+        return st->code;
+    if (populate(a.base, bytes, st) != ST_OK)
+        return status_wrap(st, "slab %d", index);
+    *out = a.base;
+    return status_ok(st);
+}
+
+enum status_code transfer_slab_register(struct transfer *t, int index, void *base, size_t bytes,
+                                        struct status *st)
+{
+    struct slab_args a = {.index = index, .base = base, .bytes = bytes};
+
+    if (base == NULL)
+        return status_set(st, ST_INVALID, "slab %d: no memory given", index);
+    return transfer_call(t, slab_map, &a, st);
+}
+
+void slabs_deinit(struct transfer *t)
+{
+    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+        if (t->slabs.at[i].bytes > 0)
+            (void)ucp_mem_unmap(t->context, t->slabs.at[i].memh);
+}
+
+static enum status_code describe(struct transfer *t, void *arg, struct status *st)
+{
+    struct descriptor d = {.incarnation = t->incarnation};
+    void *rkeys[TRANSFER_SLABS_MAX] = {NULL};
+    ucp_address_t *address = NULL;
+    size_t address_len, len = 0;
+    ucs_status_t rc = ucp_worker_get_address(t->worker, &address, &address_len);
+
+    for (int i = 0; rc == UCS_OK && i < TRANSFER_SLABS_MAX; i++) {
+        const struct slab_region *s = &t->slabs.at[i];
+
+        if (s->bytes == 0)
+            continue;
+        rc = ucp_rkey_pack(t->context, s->memh, &rkeys[i], &len);
+        if (rc == UCS_OK)
+            d.slabs[i] =
+                (struct descriptor_slab){(uintptr_t)s->base, s->bytes, rkeys[i], (uint32_t)len};
+    }
+    if (rc == UCS_OK) {
+        d.address = address;
+        d.address_len = (uint32_t)address_len;
+        descriptor_write(&d, arg);
+        status_ok(st);
+    } else {
+        status_set(st, ST_INTERNAL, "UCX cannot describe this worker: %s", ucs_status_string(rc));
+    }
+    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+        if (rkeys[i] != NULL)
+            ucp_rkey_buffer_release(rkeys[i]);
+    if (address != NULL)
+        ucp_worker_release_address(t->worker, address);
+    return st->code;
+}
+
+enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st)
+{
+    return transfer_call(t, describe, out, st);
+}

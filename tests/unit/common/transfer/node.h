@@ -1,0 +1,84 @@
+/*
+ * node: a process with a transfer of its own, driven by a test.
+ *
+ * UCX must not see a fork, so the test itself never starts it: it forks nodes and tells each what
+ * to do over a socket pair, one request at a time. Every wait has a bound (NODE_WAIT_S); past it
+ * the test fails instead of hanging.
+ */
+#ifndef TESTS_UNIT_COMMON_TRANSFER_NODE_H
+#define TESTS_UNIT_COMMON_TRANSFER_NODE_H
+
+#include <sys/types.h>
+
+#include "common/transfer/transfer.h"
+
+enum { NODE_WAIT_S = 60, NODE_PUTS_MAX = 64 };
+
+struct node {
+    pid_t pid;
+    int fd;
+};
+
+/* What a put or a verification ended with, as the node's callback saw it. */
+struct node_result {
+    struct status status;
+    uint64_t bytes;
+    uint32_t n_groups;
+    uint32_t calls; /* how often the callback came */
+};
+
+/** Forks. The process dies with the test. */
+struct node node_fork(void);
+
+/** Forks inside the network namespace of that name. */
+struct node node_fork_in(const char *netns);
+
+/** kill -9 and reap; takes one already dead. */
+void node_kill(struct node *n);
+
+/** Tells it to end and asserts that it did so cleanly (a leak or a sanitizer report is not clean).
+ */
+void node_end(struct node *n);
+
+void node_setenv(struct node *n, const char *name, const char *value);
+enum status_code node_start(struct node *n, const struct transfer_options *opt, struct status *st);
+void node_stop(struct node *n);
+
+/** Allocates slab `index`; register: from the heap instead of shared memory. */
+void node_slab(struct node *n, int index, size_t bytes, bool from_heap);
+
+/** Fills a slab with bytes of a seed, or with one value (seed 0..255 and same). */
+void node_fill(struct node *n, int slab, uint64_t seed, bool same);
+void node_read(struct node *n, int slab, uint64_t off, size_t bytes, void *out);
+
+/** Counts bytes of a slab that differ from value. */
+uint64_t node_count_other(struct node *n, int slab, uint8_t value);
+
+/** @return length of the descriptor */
+size_t node_describe(struct node *n, void *out, size_t cap);
+enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st);
+
+/** Closes the open peer and waits for on_closed. */
+void node_close(struct node *n);
+
+/** Closes without waiting; node_closed_wait() follows. */
+void node_close_begin(struct node *n);
+void node_close_wait(struct node *n);
+
+/** Starts a put; id < NODE_PUTS_MAX, each used once per node_open(). */
+enum status_code node_put(struct node *n, uint64_t id, const struct transfer_piece *pieces,
+                          size_t n_pieces, uint32_t n_groups, struct status *st);
+void node_cancel(struct node *n, uint64_t id);
+
+/** @param crc  out, [n_groups]; may be NULL */
+struct node_result node_wait(struct node *n, uint64_t id, uint32_t *crc);
+struct node_result node_verify(struct node *n, const struct transfer_piece *pieces, size_t n_pieces,
+                               const uint32_t *expected, uint32_t n_groups);
+void node_transport(struct node *n, char *out, size_t cap);
+void node_flips(struct node *n, int count);
+int node_count_fds(struct node *n);
+
+/** The byte that node_fill(seed) puts at off. */
+uint8_t node_byte(uint64_t seed, uint64_t off);
+
+#endif
