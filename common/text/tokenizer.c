@@ -145,6 +145,15 @@ int32_t tokenizer_vocab(const struct tokenizer *t)
     return (int32_t)t->meta->n_tokens;
 }
 
+size_t tokenizer_memory(const struct tokenizer *t)
+{
+    size_t n = sizeof(*t);
+
+    for (int i = 0; i < IMAGE_N_SECTIONS; i++)
+        n += t->image.sections[i].bytes;
+    return n;
+}
+
 int32_t tokenizer_added_id(const struct tokenizer *t, const char *text, size_t len)
 {
     for (int i = 0; i < 2; i++) {
@@ -178,6 +187,11 @@ void tokenizer_cache_free(struct tokenizer_cache *c)
     word_cache_deinit(&c->words);
     bpe_scratch_deinit(&c->scratch);
     free(c);
+}
+
+size_t tokenizer_cache_memory(const struct tokenizer_cache *c)
+{
+    return sizeof(*c) + word_cache_bytes(&c->words) + c->scratch.bytes;
 }
 
 static bool encode_piece(struct encoding *e, const uint8_t *s, size_t n, size_t room)

@@ -39,6 +39,9 @@ void tokenizer_free(struct tokenizer *t);
 /** Ids are 0 .. tokenizer_vocab() - 1. */
 int32_t tokenizer_vocab(const struct tokenizer *t);
 
+/** Bytes of the tables, which all threads share. */
+size_t tokenizer_memory(const struct tokenizer *t);
+
 /** The id of an added token by its exact text, or -1. */
 int32_t tokenizer_added_id(const struct tokenizer *t, const char *text, size_t len);
 
@@ -46,6 +49,9 @@ int32_t tokenizer_added_id(const struct tokenizer *t, const char *text, size_t l
 enum status_code tokenizer_cache_new(size_t cap_bytes, struct tokenizer_cache **out,
                                      struct status *st);
 void tokenizer_cache_free(struct tokenizer_cache *c);
+
+/** Bytes of its memory, at most what tokenizer_cache_new() was given (or 64 KiB, the least). */
+size_t tokenizer_cache_memory(const struct tokenizer_cache *c);
 
 enum {
     TOKENIZE_ADDED = 1
