@@ -1,6 +1,7 @@
 #include "router/api_error.h"
 
 #include "common/base/json.h"
+#include "common/base/utf8.h"
 
 static const char *type_of(int http_status)
 {
@@ -22,14 +23,57 @@ static const char *type_of(int http_status)
     }
 }
 
-void api_error_json(struct buf *out, int http_status, const char *param, const char *message)
+static const char *code_of(int http_status)
+{
+    switch (http_status) {
+    case 400:
+        return "invalid_value";
+    case 401:
+        return "invalid_api_key";
+    case 404:
+        return "not_found";
+    case 429:
+        return "overloaded";
+    case 503:
+        return "unavailable";
+    case 504:
+        return "timeout";
+    default:
+        return http_status >= 500 ? "internal_error" : "bad_request";
+    }
+}
+
+static void write_text(struct buf *out, const char *s)
+{
+    size_t n = strlen(s), good = utf8_valid_prefix(s, n);
+    struct buf clean = {0};
+
+    if (good == n) {
+        json_write_string(out, s, n);
+        return;
+    }
+    while (n > 0) {
+        buf_append(&clean, s, good);
+        s += good, n -= good;
+        if (n > 0) {
+            buf_puts(&clean, "?");
+            s++, n--;
+        }
+        good = utf8_valid_prefix(s, n);
+    }
+    json_write_string(out, clean.data, clean.len);
+    buf_deinit(&clean);
+}
+
+void api_error_json(struct buf *out, int http_status, const char *param, const char *code,
+                    const char *message)
 {
     buf_puts(out, "{\"error\":{\"message\":");
-    json_write_string(out, message, strlen(message));
+    write_text(out, message);
     buf_printf(out, ",\"type\":\"%s\",\"param\":", type_of(http_status));
-    if (param == NULL)
+    if (param == NULL || *param == '\0')
         buf_puts(out, "null");
     else
-        json_write_string(out, param, strlen(param));
-    buf_printf(out, ",\"code\":%d}}", http_status);
+        write_text(out, param);
+    buf_printf(out, ",\"code\":\"%s\"}}", code == NULL ? code_of(http_status) : code);
 }

@@ -1,7 +1,7 @@
 /*
  * api_error: errors in the shape that OpenAI's clients read.
  *
- *     {"error": {"message": "...", "type": "invalid_request_error", "param": "n", "code": 400}}
+ *     {"error": {"message": "...", "type": "invalid_request_error", "param": "n", "code": "..."}}
  *
  * Threads   any.
  */
@@ -12,8 +12,11 @@
 
 /**
  * Appends the JSON object. The type follows from the HTTP status.
- * @param param  the field that is at fault, or NULL
+ * @param param    the field that is at fault; NULL or empty for none
+ * @param code     a word for programs; NULL: one that follows from the status
+ * @param message  bytes that are not UTF-8 (a cut character) become '?'
  */
-void api_error_json(struct buf *out, int http_status, const char *param, const char *message);
+void api_error_json(struct buf *out, int http_status, const char *param, const char *code,
+                    const char *message);
 
 #endif

@@ -154,7 +154,7 @@ static void reply_error(struct http_exchange *c, int status, const char *message
 
     c->phase = REPLYING;
     c->close_after = true;
-    api_error_json(&body, status, NULL, message);
+    api_error_json(&body, status, NULL, NULL, message);
     http_reply(c, status, "application/json", body.data, body.len);
     buf_deinit(&body);
 }

@@ -1,0 +1,232 @@
+#include "router/chat_params.h"
+
+#include <string.h>
+
+static bool read_stop(const struct field *f, const struct json *v, void *out,
+                      struct chat_error *err)
+{
+    struct chat_params *p = out;
+    const struct json *items = v->type == JSON_ARRAY ? v->items : v;
+    uint32_t n = v->type == JSON_ARRAY ? v->len : 1;
+
+    if (n > STOP_STRINGS_MAX)
+        return field_fail(err, f->name, "invalid_value", "%s: at most %d strings", f->name,
+                          STOP_STRINGS_MAX);
+    for (uint32_t i = 0; i < n; i++) {
+        if (items[i].type != JSON_STRING)
+            return field_fail(err, f->name, "invalid_type", "%s must be a string or a list of them",
+                              f->name);
+        if (items[i].len == 0 || items[i].len > STOP_BYTES_MAX)
+            return field_fail(err, f->name, "invalid_value", "%s: a stop string has 1 to %d bytes",
+                              f->name, STOP_BYTES_MAX);
+        p->stop[p->n_stop++] = (struct stop_string){items[i].text, items[i].len};
+    }
+    return true;
+}
+
+static bool read_stop_ids(const struct field *f, const struct json *v, void *out,
+                          struct chat_error *err)
+{
+    struct chat_params *p = out;
+
+    if (v->type != JSON_ARRAY || v->len > GENERATION_STOP_IDS_MAX)
+        return field_fail(err, f->name, "invalid_type", "%s must be a list of at most %d token ids",
+                          f->name, GENERATION_STOP_IDS_MAX);
+    for (uint32_t i = 0; i < v->len; i++) {
+        int64_t id;
+
+        if (!json_int(&v->items[i], &id) || id < 0 || id > INT32_MAX)
+            return field_fail(err, f->name, "invalid_value", "%s[%u] is no token id", f->name, i);
+        p->stop_ids[p->n_stop_ids++] = (int32_t)id;
+    }
+    return true;
+}
+
+static bool read_seed(const struct field *f, const struct json *v, void *out,
+                      struct chat_error *err)
+{
+    struct chat_params *p = out;
+    int64_t seed;
+
+    if (!json_int(v, &seed))
+        return field_fail(err, f->name, "invalid_type", "seed must be a whole number of 64 bits");
+    p->has_seed = true;
+    p->seed = (uint64_t)seed;
+    return true;
+}
+
+static bool read_stream_options(const struct field *f, const struct json *v, void *out,
+                                struct chat_error *err)
+{
+    static const struct field table[] = {
+        {"include_usage", FIELD_BOOL, offsetof(struct chat_params, include_usage)},
+        {"continuous_usage_stats", FIELD_BOOL, offsetof(struct chat_params, continuous_usage)},
+        {"include_obfuscation", FIELD_NEUTRAL, .neutral = "false"},
+        {NULL},
+    };
+    (void)f;
+    if (!fields_read(table, v, out, err)) {
+        char inner[sizeof(err->param)];
+
+        memcpy(inner, err->param, sizeof(inner));
+        snprintf(err->param, sizeof(err->param), "stream_options%s%.100s", *inner ? "." : "",
+                 inner);
+        return false;
+    }
+    return true;
+}
+
+#define AT(member) offsetof(struct chat_params, member)
+#define ELSEWHERE(name)                                                                            \
+    {                                                                                              \
+        name, FIELD_ELSEWHERE                                                                      \
+    }
+#define NO_EFFECT(name)                                                                            \
+    {                                                                                              \
+        name, FIELD_NO_EFFECT                                                                      \
+    }
+#define NEUTRAL(name, values)                                                                      \
+    {                                                                                              \
+        name, FIELD_NEUTRAL, .neutral = values                                                     \
+    }
+
+static const struct field table[] = {
+    /* The prompt: common/text/chat reads these. */
+    ELSEWHERE("messages"),
+    ELSEWHERE("tools"),
+    ELSEWHERE("tool_choice"),
+    ELSEWHERE("parallel_tool_calls"),
+    ELSEWHERE("response_format"),
+    ELSEWHERE("thinking"),
+    ELSEWHERE("reasoning_effort"),
+    ELSEWHERE("chat_template_kwargs"),
+    ELSEWHERE("continue_final_message"),
+    ELSEWHERE("task"),
+    /* The generation. */
+    {"model", FIELD_STRING, AT(model), .max = 256},
+    {"n", FIELD_INT, AT(n), 1, CHAT_CHOICES_MAX},
+    {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
+    {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
+    {"min_tokens", FIELD_INT, AT(min_tokens), 0, INT32_MAX},
+    {"temperature", FIELD_FLOAT, AT(temperature), 0, 2},
+    {"top_p", FIELD_FLOAT, AT(top_p), 1e-9, 1},
+    {"top_k", FIELD_INT, AT(top_k), -1, INT32_MAX},
+    {"min_p", FIELD_FLOAT, AT(min_p), 0, 1},
+    {"seed", FIELD_READ, .read = read_seed},
+    {"stop", FIELD_READ, .read = read_stop},
+    {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
+    {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},
+    {"rid", FIELD_STRING, AT(rid), .max = 63},
+    /* The answer. */
+    {"stream", FIELD_BOOL, AT(stream)},
+    {"stream_options", FIELD_READ, .read = read_stream_options},
+    {"no_stop_trim", FIELD_BOOL, AT(no_stop_trim)},
+    {"include_stop_str_in_output", FIELD_BOOL, AT(no_stop_trim)}, /* vLLM's name */
+    {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
+    {"include_reasoning", FIELD_NEUTRAL, .neutral = "true"},
+    /* Labels. */
+    NO_EFFECT("user"),
+    NO_EFFECT("metadata"),
+    NO_EFFECT("safety_identifier"),
+    NO_EFFECT("prompt_cache_key"),
+    NO_EFFECT("prompt_cache_retention"),
+    /* Not offered. */
+    NEUTRAL("frequency_penalty", "0"),
+    NEUTRAL("presence_penalty", "0"),
+    NEUTRAL("repetition_penalty", "1"),
+    NEUTRAL("length_penalty", "1"),
+    NEUTRAL("logit_bias", "{}"),
+    NEUTRAL("logprobs", "false"),
+    NEUTRAL("top_logprobs", "0"),
+    NEUTRAL("prompt_logprobs", "0|false"),
+    NEUTRAL("best_of", "1"),
+    NEUTRAL("use_beam_search", "false"),
+    NEUTRAL("echo", "false"),
+    NEUTRAL("add_generation_prompt", "true"),
+    NEUTRAL("add_special_tokens", "false"),
+    NEUTRAL("skip_special_tokens", "true"),
+    NEUTRAL("spaces_between_special_tokens", "true"),
+    NEUTRAL("stream_reasoning", "true"),
+    NEUTRAL("store", "false"),
+    NEUTRAL("service_tier", "\"auto\"|\"default\""),
+    NEUTRAL("verbosity", "\"medium\""),
+    NEUTRAL("modalities", "[]"),
+    NEUTRAL("audio", NULL),
+    NEUTRAL("prediction", NULL),
+    NEUTRAL("web_search_options", NULL),
+    NEUTRAL("functions", "[]"),
+    NEUTRAL("function_call", "\"auto\"|\"none\""),
+    NEUTRAL("regex", NULL),
+    NEUTRAL("ebnf", NULL),
+    NEUTRAL("guided_json", NULL),
+    NEUTRAL("guided_regex", NULL),
+    NEUTRAL("guided_choice", NULL),
+    NEUTRAL("guided_grammar", NULL),
+    NEUTRAL("structured_outputs", NULL),
+    NEUTRAL("stop_regex", "[]"),
+    NEUTRAL("bad_words", "[]"),
+    NEUTRAL("allowed_token_ids", "[]"),
+    NEUTRAL("truncate_prompt_tokens", "0"),
+    NEUTRAL("logits_processors", "[]"),
+    NEUTRAL("custom_logit_processor", NULL),
+    NEUTRAL("custom_params", "{}"),
+    NEUTRAL("lora_path", "\"\""),
+    NEUTRAL("session_params", "{}"),
+    NEUTRAL("return_hidden_states", "false"),
+    NEUTRAL("return_routed_experts", "false"),
+    NEUTRAL("return_token_ids", "false"),
+    NEUTRAL("return_cached_tokens_details", "false"),
+    NEUTRAL("priority", "0"),
+    NEUTRAL("extra_key", "\"\""),
+    NEUTRAL("cache_salt", "\"\""),
+    NEUTRAL("bootstrap_host", NULL),
+    NEUTRAL("bootstrap_port", NULL),
+    NEUTRAL("bootstrap_room", NULL),
+    NEUTRAL("data_parallel_rank", NULL),
+    NEUTRAL("kv_transfer_params", "{}"),
+    NEUTRAL("documents", "[]"),
+    NEUTRAL("chat_template", NULL),
+    NEUTRAL("mm_processor_kwargs", "{}"),
+    NEUTRAL("use_audio_in_video", "false"),
+    {NULL},
+};
+
+const struct field *chat_params_table(void)
+{
+    return table;
+}
+
+bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                      struct chat_error *err)
+{
+    struct chat_params p = {.n = 1,
+                            .max_tokens = -1,
+                            .max_completion_tokens = -1,
+                            .temperature = 1,
+                            .top_p = 1,
+                            .separate_reasoning = true};
+
+    if (!fields_read(table, body, &p, err))
+        return false;
+    for (size_t i = 0; i < p.n_stop_ids; i++)
+        if (p.stop_ids[i] >= vocab)
+            return field_fail(err, "stop_token_ids", "invalid_value",
+                              "stop_token_ids[%zu] is %d, the vocabulary has %d tokens", i,
+                              p.stop_ids[i], vocab);
+    if (p.max_tokens > 0 && p.max_completion_tokens > 0 && p.max_tokens != p.max_completion_tokens)
+        return field_fail(
+            err, "max_tokens", "invalid_value",
+            "max_tokens (%lld) and max_completion_tokens (%lld) contradict each other",
+            (long long)p.max_tokens, (long long)p.max_completion_tokens);
+    if (p.max_completion_tokens > 0)
+        p.max_tokens = p.max_completion_tokens;
+    if (p.max_tokens > 0 && p.min_tokens > p.max_tokens)
+        return field_fail(err, "min_tokens", "invalid_value",
+                          "min_tokens (%lld) is greater than max_tokens (%lld)",
+                          (long long)p.min_tokens, (long long)p.max_tokens);
+    if (!p.stream && (p.include_usage || p.continuous_usage))
+        return field_fail(err, "stream_options", "invalid_value",
+                          "stream_options is for stream: true");
+    *out = p;
+    return true;
+}

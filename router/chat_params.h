@@ -1,0 +1,50 @@
+/*
+ * chat_params: what a chat-completion request asks for besides its prompt.
+ *
+ * Threads   any; no state.
+ */
+#ifndef BATON_ROUTER_CHAT_PARAMS_H
+#define BATON_ROUTER_CHAT_PARAMS_H
+
+#include "common/text/stop.h"
+#include "router/fields.h"
+#include "router/generations.h"
+
+enum {
+    CHAT_CHOICES_MAX = 64, /* n */
+    CHAT_STOP_STRINGS_MAX = 16,
+    CHAT_STOP_BYTES_MAX = 256, /* of one stop string */
+};
+
+struct chat_params {
+    const char *model; /* as asked; NULL when absent */
+    bool stream, include_usage, continuous_usage;
+    int64_t n;
+    int64_t max_tokens;            /* max_tokens or max_completion_tokens; -1: as much as fits */
+    int64_t max_completion_tokens; /* -1: absent */
+    int64_t min_tokens;
+    double temperature, top_p, min_p;
+    int64_t top_k; /* -1 and 0: off */
+    bool has_seed;
+    uint64_t seed;
+    bool ignore_eos, no_stop_trim, separate_reasoning;
+    const char *rid;
+    size_t n_stop;
+    struct stop_string stop[STOP_STRINGS_MAX]; /* borrowed from the body */
+    size_t n_stop_ids;
+    int32_t stop_ids[GENERATION_STOP_IDS_MAX];
+};
+
+/**
+ * Reads all members of a chat-completion body but those that make the prompt.
+ * @param vocab  token ids are below
+ * @return false with err filled (400)
+ */
+bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                      struct chat_error *err);
+
+/** The field table: every OpenAI and SGLang chat field, and what becomes of it. For tests and docs.
+ */
+const struct field *chat_params_table(void);
+
+#endif

@@ -1,0 +1,515 @@
+#include "router/generations.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+
+enum { TICK_MS = 50, TABLE_MIN = 64 };
+
+enum generation_state { QUEUED, RUNNING };
+
+struct generation {
+    struct generations *owner;
+    struct generation *prev, *next; /* all of them, oldest first */
+    enum generation_state state;
+    uint64_t id;           /* towards the worker: epoch << 32 | place in the table; new for each
+                              attempt, so that late replies to an old one are recognised */
+    struct worker *worker; /* RUNNING */
+    struct prompt_ids *prompt;
+    int32_t *emitted; /* [n_emitted] of [cap_emitted] */
+    uint32_t n_emitted, cap_emitted;
+    int attempts;
+    uint64_t avoid;         /* decode workers that failed it, by idx */
+    uint64_t deadline_us;   /* of the request; UINT64_MAX: none */
+    uint64_t wait_until_us; /* QUEUED: give up */
+    struct status last_error;
+    struct generation_params params;
+    struct generation_callbacks callbacks;
+};
+
+struct generations {
+    struct generations_config config;
+    struct router_metrics *metrics;
+    struct workers *workers;
+    struct event *tick;
+    struct generation *first, *last;
+    struct generation *cursor; /* of a walk: stays valid whatever its callbacks end */
+    size_t n;
+    size_t n_queued;
+    struct generation **table; /* [cap] by the low half of id; NULL: free */
+    uint32_t cap, hint;
+    uint32_t epoch;
+};
+
+struct prompt_ids *prompt_ids_new(const int32_t *ids, size_t n)
+{
+    struct prompt_ids *p = malloc(sizeof(*p) + n * sizeof(*ids));
+
+    if (p == NULL)
+        return NULL;
+    p->refs = 1;
+    p->n = n;
+    memcpy(p->ids, ids, n * sizeof(*ids));
+    return p;
+}
+
+void prompt_ids_unref(struct prompt_ids *p)
+{
+    if (p != NULL && --p->refs == 0)
+        free(p);
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+static bool table_put(struct generations *g, struct generation *gen)
+{
+    uint32_t cap = g->cap == 0 ? TABLE_MIN : g->cap * 2;
+    struct generation **bigger;
+
+    for (uint32_t i = 0; i < g->cap; i++) {
+        uint32_t at = (g->hint + i) % g->cap;
+
+        if (g->table[at] == NULL) {
+            g->table[at] = gen;
+            g->hint = at + 1;
+            gen->id = (uint64_t)++g->epoch << 32 | at;
+            return true;
+        }
+    }
+    bigger = realloc(g->table, cap * sizeof(struct generation *));
+    if (bigger == NULL)
+        return false;
+    memset(bigger + g->cap, 0, (cap - g->cap) * sizeof(struct generation *));
+    g->hint = g->cap;
+    g->table = bigger;
+    g->cap = cap;
+    return table_put(g, gen);
+}
+
+static struct generation *table_find(const struct generations *g, uint64_t id)
+{
+    uint32_t at = (uint32_t)id;
+    struct generation *gen = at < g->cap ? g->table[at] : NULL;
+
+    return gen != NULL && gen->id == id ? gen : NULL;
+}
+
+static void table_take_out(struct generations *g, struct generation *gen)
+{
+    g->table[(uint32_t)gen->id] = NULL;
+    gen->id = 0;
+}
+
+/* ---- one generation's states ------------------------------------------------------------------
+ */
+
+static void enter_queued(struct generation *gen, uint64_t wait_until_us)
+{
+    gen->state = QUEUED;
+    gen->wait_until_us = wait_until_us;
+    gen->owner->n_queued++;
+}
+
+static void leave_state(struct generation *gen)
+{
+    if (gen->state == RUNNING) {
+        gen->worker->n_running--;
+        gen->worker = NULL;
+        table_take_out(gen->owner, gen);
+    } else {
+        gen->owner->n_queued--;
+    }
+}
+
+static void destroy(struct generation *gen)
+{
+    struct generations *g = gen->owner;
+
+    leave_state(gen);
+    if (g->cursor == gen)
+        g->cursor = gen->next;
+    *(gen->prev == NULL ? &g->first : &gen->prev->next) = gen->next;
+    *(gen->next == NULL ? &g->last : &gen->next->prev) = gen->prev;
+    g->n--;
+    metric_add(g->metrics->running, -1);
+    prompt_ids_unref(gen->prompt);
+    free(gen->emitted);
+    free(gen);
+}
+
+static void fail(struct generation *gen, const struct status *why)
+{
+    struct generation_callbacks callbacks = gen->callbacks;
+    struct status copy = *why;
+
+    log_debug("%s: failed after %d attempts and %u tokens: %s", gen->params.rid, gen->attempts,
+              gen->n_emitted, why->msg);
+    destroy(gen);
+    callbacks.on_failed(callbacks.arg, &copy);
+}
+
+static bool remember(struct generation *gen, const int32_t *ids, size_t n)
+{
+    if (gen->cap_emitted - gen->n_emitted < n) {
+        uint32_t cap = gen->cap_emitted + gen->cap_emitted / 2 + (uint32_t)n + 30;
+        int32_t *more = realloc(gen->emitted, cap * sizeof(*more));
+
+        if (more == NULL)
+            return false;
+        gen->emitted = more;
+        gen->cap_emitted = cap;
+    }
+    memcpy(gen->emitted + gen->n_emitted, ids, n * sizeof(*ids));
+    gen->n_emitted += (uint32_t)n;
+    return true;
+}
+
+/* ---- submitting --------------------------------------------------------------------------------
+ */
+
+static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
+{
+    baton__v1__sampling__init(s);
+    s->has_temperature = s->has_top_p = s->has_top_k = s->has_min_p = s->has_seed = 1;
+    s->temperature = p->temperature;
+    s->top_p = p->top_p;
+    s->top_k = p->top_k;
+    s->min_p = p->min_p;
+    s->seed = p->seed;
+    s->has_max_new_tokens = s->has_min_new_tokens = s->has_ignore_eos = 1;
+    s->max_new_tokens = p->max_new_tokens;
+    s->min_new_tokens = p->min_new_tokens;
+    s->ignore_eos = p->ignore_eos;
+    s->n_stop_token_ids = p->n_stop_ids;
+    s->stop_token_ids = p->stop_ids;
+}
+
+static enum status_code send_submit(struct generation *gen, struct worker *w, struct status *st)
+{
+    Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
+    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
+    Baton__V1__Sampling sampling;
+    char *prefill[WORKERS_MAX];
+    size_t n_prompt = gen->prompt->n;
+    int32_t *joined = NULL;
+
+    submit.request_id = gen->id;
+    submit.n_token_ids = n_prompt + gen->n_emitted;
+    submit.token_ids = gen->prompt->ids;
+    if (gen->n_emitted > 0) {
+        joined = malloc(submit.n_token_ids * sizeof(*joined));
+        if (joined == NULL)
+            return status_set(st, ST_EXHAUSTED, "no memory for %zu tokens", submit.n_token_ids);
+        memcpy(joined, gen->prompt->ids, n_prompt * sizeof(*joined));
+        memcpy(joined + n_prompt, gen->emitted, gen->n_emitted * sizeof(*joined));
+        submit.token_ids = joined;
+        submit.has_n_emitted = 1;
+        submit.n_emitted = gen->n_emitted;
+    }
+    fill_sampling(&sampling, &gen->params);
+    submit.sampling = &sampling;
+    submit.n_prefill = workers_pick_prefill(gen->owner->workers, prefill);
+    submit.prefill = prefill;
+    submit.rid = gen->params.rid;
+    request.submit = &submit;
+    workers_send(w, &request, st);
+    free(joined);
+    return st->code;
+}
+
+static void tell_cancel(struct generation *gen)
+{
+    Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
+    Baton__V1__DecodeCancel cancel = BATON__V1__DECODE_CANCEL__INIT;
+    struct status st;
+
+    if (gen->state != RUNNING)
+        return;
+    cancel.request_id = gen->id;
+    request.cancel = &cancel;
+    workers_send(gen->worker, &request, &st); /* a session that is gone cancels by itself */
+}
+
+/* QUEUED -> RUNNING on the best worker that has not failed it. */
+static enum status_code try_start(struct generation *gen, struct status *st)
+{
+    struct generations *g = gen->owner;
+    struct worker *w;
+
+    while ((w = workers_pick_decode(g->workers, gen->avoid)) != NULL) {
+        if (!table_put(g, gen))
+            return status_set(st, ST_EXHAUSTED, "no memory for another request");
+        if (send_submit(gen, w, st) == ST_OK) {
+            g->n_queued--;
+            gen->state = RUNNING;
+            gen->worker = w;
+            gen->attempts++;
+            w->n_running++;
+            w->n_submitted++;
+            return ST_OK;
+        }
+        table_take_out(g, gen);
+        if (st->code == ST_INVALID)
+            return st->code;
+        gen->avoid |= 1ull << w->idx;
+    }
+    return status_set(st, ST_UNAVAILABLE, "no decode worker is ready");
+}
+
+static bool worth_another_try(enum status_code code)
+{
+    return code == ST_UNAVAILABLE || code == ST_EXHAUSTED || code == ST_CORRUPT ||
+           code == ST_INTERNAL;
+}
+
+/* Its worker failed it: elsewhere, or later, or not at all. */
+static void retry(struct generation *gen, const struct status *why, bool worker_lost)
+{
+    struct generations *g = gen->owner;
+    unsigned idx = gen->worker->idx;
+    uint64_t wait_us = (uint64_t)g->config.worker_wait_ms * 1000;
+    struct status st;
+
+    gen->last_error = *why;
+    gen->avoid |= 1ull << idx;
+    if (!worth_another_try(why->code) || gen->attempts > g->config.retries_max) {
+        fail(gen, why);
+        return;
+    }
+    leave_state(gen);
+    enter_queued(gen, clock_now_us() + wait_us);
+    if (try_start(gen, &st) == ST_OK) {
+        metric_add(gen->n_emitted > 0 ? g->metrics->resumes : g->metrics->retries, 1);
+        log_info("%s: goes on at %s after %u tokens: %s", gen->params.rid, gen->worker->address,
+                 gen->n_emitted, why->msg);
+    } else if (worker_lost && wait_us > 0) {
+        gen->avoid = 0; /* whoever comes (back) first may have it */
+    } else {
+        fail(gen, why);
+    }
+}
+
+/* ---- what workers say ------------------------------------------------------------------------ */
+
+static void note_stats(struct generation *gen, const Baton__V1__HandoffStats *s)
+{
+    struct worker *w = gen->worker;
+
+    metric_add(gen->owner->metrics->kv_bytes, (double)s->kv_bytes);
+    if (s->transport != NULL)
+        snprintf(w->transport, sizeof(w->transport), "%s", s->transport);
+}
+
+static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
+{
+    struct generation *gen = table_find(g, b->request_id);
+    Baton__V1__FinishReason finish =
+        b->has_finish ? b->finish : BATON__V1__FINISH_REASON__FINISH_NONE;
+    struct generation_callbacks callbacks;
+
+    if (gen == NULL)
+        return; /* cancelled meanwhile */
+    callbacks = gen->callbacks;
+    if (b->stats != NULL)
+        note_stats(gen, b->stats);
+    if (finish == BATON__V1__FINISH_REASON__FINISH_ABORT) {
+        /* Not our doing, for then it would not be in the table: the worker is draining. */
+        retry(gen, &(struct status){ST_UNAVAILABLE, "the decode worker aborted the request"}, true);
+        return;
+    }
+    if (finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
+        destroy(gen);
+    } else if (!remember(gen, b->token_ids, b->n_token_ids)) {
+        tell_cancel(gen);
+        fail(gen, &(struct status){ST_EXHAUSTED, "no memory for the tokens of a request"});
+        return;
+    }
+    callbacks.on_tokens(callbacks.arg, b->token_ids, b->n_token_ids, finish, b->stats);
+}
+
+static void on_reply(void *arg, struct worker *w, const Baton__V1__DecodeReply *reply)
+{
+    struct generations *g = arg;
+
+    (void)w;
+    for (size_t i = 0; i < reply->n_batch; i++)
+        on_batch(g, reply->batch[i]);
+    for (size_t i = 0; i < reply->n_failed; i++) {
+        const Baton__V1__DecodeFailed *f = reply->failed[i];
+        struct generation *gen = table_find(g, f->request_id);
+        struct status st;
+
+        if (gen == NULL)
+            continue;
+        status_set(&st,
+                   f->error->code > ST_OK && f->error->code < ST_N_CODES
+                       ? (enum status_code)f->error->code
+                       : ST_INTERNAL,
+                   "%s", f->error->message);
+        retry(gen, &st, false);
+    }
+}
+
+static void on_lost(void *arg, struct worker *w, const struct status *why)
+{
+    struct generations *g = arg;
+    struct generation *gen;
+    struct status st;
+
+    if (w->role != WORKER_DECODE)
+        return; /* its decode workers tell what became of the requests */
+    status_set(&st, ST_UNAVAILABLE, "decode %s is lost: %s", w->address, why->msg);
+    for (g->cursor = g->first; (gen = g->cursor) != NULL;) {
+        g->cursor = gen->next;
+        if (gen->state == RUNNING && gen->worker == w)
+            retry(gen, &st, true);
+    }
+}
+
+/* Starts what waits, oldest first; fails what has waited too long. */
+static void serve_queue(struct generations *g, uint64_t now)
+{
+    struct generation *gen;
+    struct status st;
+
+    for (g->cursor = g->first; (gen = g->cursor) != NULL && g->n_queued > 0;) {
+        g->cursor = gen->next;
+        if (gen->state != QUEUED)
+            continue;
+        if (try_start(gen, &st) == ST_OK) {
+            metric_add(gen->n_emitted > 0 ? g->metrics->resumes : g->metrics->retries, 1);
+            log_info("%s: goes on at %s after %u tokens", gen->params.rid, gen->worker->address,
+                     gen->n_emitted);
+            continue;
+        }
+        gen->avoid = 0;
+        if (now >= gen->wait_until_us)
+            fail(gen, &gen->last_error);
+    }
+}
+
+static void on_ready(void *arg, struct worker *w)
+{
+    if (w->role == WORKER_DECODE)
+        serve_queue(arg, 0);
+}
+
+static void on_tick(evutil_socket_t fd, short what, void *arg)
+{
+    struct generations *g = arg;
+    struct generation *gen;
+    uint64_t now = clock_now_us();
+
+    (void)fd, (void)what;
+    if (g->n_queued > 0)
+        serve_queue(g, now);
+    if (g->config.request_timeout_ms == 0)
+        return;
+    /* Oldest first, all with the same allowance: the first that has time left ends the walk. */
+    for (g->cursor = g->first; (gen = g->cursor) != NULL && gen->deadline_us <= now;) {
+        struct status st;
+
+        g->cursor = gen->next;
+        status_set(&st, ST_TIMEOUT, "the request took longer than %d s",
+                   g->config.request_timeout_ms / 1000);
+        tell_cancel(gen);
+        fail(gen, &st);
+    }
+}
+
+/* ---- public ---------------------------------------------------------------------------------- */
+
+enum status_code generations_new(struct event_base *base, const struct generations_config *config,
+                                 struct router_metrics *metrics, struct generations **out,
+                                 struct status *st)
+{
+    struct generations *g = calloc(1, sizeof(*g));
+    struct timeval tick = {0, TICK_MS * 1000};
+
+    if (g == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for the request table");
+    g->config = *config;
+    g->metrics = metrics;
+    g->tick = event_new(base, -1, EV_PERSIST, on_tick, g);
+    if (g->tick == NULL || event_add(g->tick, &tick) != 0) {
+        generations_free(g);
+        return status_set(st, ST_EXHAUSTED, "no memory for a timer");
+    }
+    *out = g;
+    return status_ok(st);
+}
+
+void generations_free(struct generations *g)
+{
+    if (g == NULL)
+        return;
+    while (g->first != NULL)
+        generation_cancel(g->first);
+    if (g->tick != NULL)
+        event_free(g->tick);
+    free(g->table);
+    free(g);
+}
+
+struct workers_callbacks generations_worker_callbacks(struct generations *g)
+{
+    return (struct workers_callbacks){on_ready, on_reply, on_lost, g};
+}
+
+void generations_set_workers(struct generations *g, struct workers *workers)
+{
+    g->workers = workers;
+}
+
+enum status_code generations_submit(struct generations *g, struct prompt_ids *prompt,
+                                    const struct generation_params *params,
+                                    const struct generation_callbacks *callbacks,
+                                    struct generation **out, struct status *st)
+{
+    struct generation *gen;
+
+    if (g->n >= g->config.running_max)
+        return status_set(st, ST_EXHAUSTED, "%zu requests are running, the limit", g->n);
+    if (workers_count(g->workers, WORKER_PREFILL) == 0)
+        return status_set(st, ST_UNAVAILABLE, "no prefill worker is known");
+    gen = calloc(1, sizeof(*gen));
+    if (gen == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for another request");
+    gen->owner = g;
+    gen->prompt = prompt;
+    prompt->refs++;
+    gen->params = *params;
+    gen->callbacks = *callbacks;
+    gen->deadline_us = g->config.request_timeout_ms == 0
+                           ? UINT64_MAX
+                           : clock_now_us() + (uint64_t)g->config.request_timeout_ms * 1000;
+    gen->prev = g->last;
+    *(g->last == NULL ? &g->first : &g->last->next) = gen;
+    g->last = gen;
+    g->n++;
+    metric_add(g->metrics->running, 1);
+    enter_queued(gen, 0);
+    if (try_start(gen, st) != ST_OK) {
+        destroy(gen);
+        return st->code;
+    }
+    *out = gen;
+    return ST_OK;
+}
+
+void generation_cancel(struct generation *gen)
+{
+    if (gen == NULL)
+        return;
+    tell_cancel(gen);
+    destroy(gen);
+}
+
+size_t generations_running(const struct generations *g)
+{
+    return g->n;
+}

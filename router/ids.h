@@ -1,0 +1,14 @@
+/*
+ * ids: random names for requests and tool calls.
+ *
+ * Threads   any.
+ */
+#ifndef BATON_ROUTER_IDS_H
+#define BATON_ROUTER_IDS_H
+
+#include <stddef.h>
+
+/** Writes n random letters and digits and a NUL to out, [n + 1]; n <= 64. */
+void ids_random(char *out, size_t n);
+
+#endif

@@ -1,0 +1,19 @@
+#include "router/messages.h"
+
+#include <stdlib.h>
+
+void session_link_free(struct session_link *link)
+{
+    if (link == NULL)
+        return;
+    if (link->session != NULL)
+        rpc_session_unref(link->session);
+    free(link);
+}
+
+void router_msg_free(struct msg *m)
+{
+    if (m->type == RM_SESSION_CLOSED)
+        session_link_free(((struct msg_session_closed *)m)->link);
+    free(m);
+}

@@ -1,0 +1,47 @@
+/*
+ * messages: everything that reaches a router thread's mailbox.
+ *
+ *   rpc thread ──RM_SESSION_DATA, RM_SESSION_CLOSED──▶ router thread    sessions with workers
+ *   main       ──RM_STOP─────────────────────────────▶ router thread
+ *
+ * The mailbox owns a message in flight, the router thread frees it (router_msg_free) after
+ * handling. Messages of one session arrive in order; its closed message is the last and carries the
+ * link away.
+ */
+#ifndef BATON_ROUTER_MESSAGES_H
+#define BATON_ROUTER_MESSAGES_H
+
+#include <stddef.h>
+
+#include "common/base/mailbox.h"
+#include "common/rpc/rpc.h"
+
+enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_STOP };
+
+struct worker;
+
+/* One session with a worker, as the rpc thread knows it. Made by the router thread, freed with the
+ * session's closed message. */
+struct session_link {
+    struct mailbox *mailbox;
+    struct worker *worker;       /* router thread only; NULL: given up */
+    struct rpc_session *session; /* router thread only; a reference */
+};
+
+struct msg_session_data {
+    struct msg base;
+    struct session_link *link; /* borrowed */
+    size_t len;
+    unsigned char data[];
+};
+
+struct msg_session_closed {
+    struct msg base;
+    struct session_link *link; /* owned */
+    struct status why;
+};
+
+void session_link_free(struct session_link *link);
+void router_msg_free(struct msg *m);
+
+#endif

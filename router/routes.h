@@ -1,0 +1,36 @@
+/*
+ * routes: from method and path to the function that answers.
+ *
+ * Threads   the router thread.
+ */
+#ifndef BATON_ROUTER_ROUTES_H
+#define BATON_ROUTER_ROUTES_H
+
+#include "router/router_thread.h"
+
+/** Answers a request now, or makes sure that it is answered later. */
+void routes_dispatch(struct router_thread *t, struct http_exchange *x);
+
+/* ---- what APIs answer with ------------------------------------------------------------------- */
+
+/** The JSON in body; counts it. */
+void reply_json(struct router_thread *t, struct http_exchange *x, int http_status,
+                const struct buf *body);
+
+/** An error in OpenAI's shape; 429 and 503 carry Retry-After. */
+void reply_error(struct router_thread *t, struct http_exchange *x, int http_status,
+                 const char *param, const char *code, const char *message);
+
+/** The same for a status. */
+void reply_status(struct router_thread *t, struct http_exchange *x, const struct status *st);
+
+/* ---- APIs: each answers a complete request --------------------------------------------------- */
+
+void api_chat(struct router_thread *t, struct http_exchange *x);
+void api_models(struct router_thread *t, struct http_exchange *x);  /* /v1/models, /v1/models/ID */
+void api_health(struct router_thread *t, struct http_exchange *x);  /* the process lives */
+void api_ready(struct router_thread *t, struct http_exchange *x);   /* it can serve */
+void api_metrics(struct router_thread *t, struct http_exchange *x); /* Prometheus text */
+void api_workers(struct router_thread *t, struct http_exchange *x);
+
+#endif

@@ -1,0 +1,449 @@
+/*
+ * mock_decode: a decode worker (and, on a second port, a prefill worker's health) without a model,
+ * for tests of the router.
+ *
+ *   mock_decode --tokenizer-path F --port N [--prefill-port M]
+ *
+ * It prints one line for each thing that happens ("submit RID", "cancel RID", "session closed").
+ * What it answers stands in the prompt itself: the last "mock{...}" in it is a JSON object:
+ *   text         what to generate (special tokens by their spelling), then end of sentence
+ *   report       true: generate a JSON report of the submission instead
+ *   repeat       the text so many times
+ *   batch        tokens per message (1)
+ *   interval_ms  between messages (0); delay_ms: before the first
+ *   fail_after   after so many tokens DecodeFailed with `code` (3) and `message`
+ *   hang_after   after so many tokens nothing more
+ *   die_after    after so many tokens exit at once, unless the request is a resumed one
+ *   die_flag     ... and only the worker that makes this file first
+ *   bad_token    true: an id outside the vocabulary
+ * A resumed submission (n_emitted > 0) goes on where it was.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "baton/v1/decode.pb-c.h"
+#include "common/base/clock.h"
+#include "common/base/flags.h"
+#include "common/base/json.h"
+#include "common/base/log.h"
+#include "common/base/mailbox.h"
+#include "common/rpc/rpc.h"
+#include "common/rpc/rpc_message.h"
+#include "common/text/tokenizer.h"
+
+enum { REQUESTS_MAX = 1024 };
+enum { M_DATA, M_CLOSED };
+
+struct mock_msg {
+    struct msg base;
+    struct rpc_session *session; /* a reference */
+    Baton__V1__DecodeRequest *request;
+};
+
+struct request {
+    bool used;
+    struct rpc_session *session;
+    uint64_t id;
+    char rid[64];
+    struct token_list out;
+    size_t at; /* tokens sent */
+    int64_t batch, interval_ms, fail_after, code, hang_after, die_after;
+    char message[128], die_flag[256];
+    uint64_t next_us;
+    bool resumed, stats_sent;
+    Baton__V1__FinishReason finish; /* after the last token */
+};
+
+static struct {
+    const char *tokenizer_path;
+    int64_t port, prefill_port, context_length;
+} options = {.context_length = 8192};
+
+static struct tokenizer *tokenizer;
+static struct mailbox *mailbox;
+static struct request requests[REQUESTS_MAX];
+static char address[64], last_prefill[64];
+
+/* ---- rpc thread ------------------------------------------------------------------------------ */
+
+static void push(int type, struct rpc_session *s, Baton__V1__DecodeRequest *request)
+{
+    struct mock_msg *m = calloc(1, sizeof(*m));
+
+    m->base.type = (uint32_t)type;
+    m->session = rpc_session_ref(s);
+    m->request = request;
+    mailbox_push(mailbox, &m->base);
+}
+
+static void *on_open(void *arg, struct rpc_session *s, struct status *st)
+{
+    (void)s;
+    status_ok(st);
+    return arg;
+}
+
+static void on_message(void *arg, struct rpc_session *s, const void *data, size_t len)
+{
+    (void)arg;
+    push(M_DATA, s, baton__v1__decode_request__unpack(NULL, len, data));
+}
+
+static void on_close(void *arg, struct rpc_session *s, const struct status *why)
+{
+    (void)arg, (void)why;
+    push(M_CLOSED, s, NULL);
+}
+
+/* ---- what to answer ---------------------------------------------------------------------------
+ */
+
+static int64_t number(const struct json *d, const char *key, int64_t absent)
+{
+    const struct json *v = d == NULL ? NULL : json_get(d, key);
+    int64_t n;
+
+    return v != NULL && json_int(v, &n) ? n : absent;
+}
+
+/* The last mock{...} of the prompt, or NULL. */
+static struct json_doc *directive(const Baton__V1__DecodeSubmit *m)
+{
+    struct detokenizer d = {0};
+    struct buf text = {0};
+    struct json_doc *doc = NULL;
+    struct status st;
+    const char *at = NULL, *end;
+    size_t n_prompt = m->n_token_ids - m->n_emitted;
+    int depth = 0;
+    bool in_string = false;
+
+    for (size_t i = 0; i < n_prompt; i++)
+        detokenizer_push(&d, tokenizer, m->token_ids[i], &text, &st);
+    for (const char *p = buf_cstr(&text); (p = strstr(p, "mock{")) != NULL; p++)
+        at = p + 4;
+    for (end = at; end != NULL && *end != '\0'; end++) {
+        if (in_string && *end == '\\' && end[1] != '\0')
+            end++;
+        else if (*end == '"')
+            in_string = !in_string;
+        else if (!in_string && *end == '{')
+            depth++;
+        else if (!in_string && *end == '}' && --depth == 0)
+            break;
+    }
+    if (at != NULL && *end == '}' &&
+        json_parse(at, (size_t)(end + 1 - at), 0, &doc, &st) != ST_OK) {
+        printf("bad directive: %s\n", st.msg);
+        doc = NULL;
+    }
+    buf_deinit(&text);
+    return doc;
+}
+
+static void report(const Baton__V1__DecodeSubmit *m, struct buf *out)
+{
+    const Baton__V1__Sampling *s = m->sampling;
+
+    buf_printf(out,
+               "{\"temperature\":%g,\"top_p\":%g,\"top_k\":%d,\"min_p\":%g,\"seed\":%llu,"
+               "\"max_new_tokens\":%u,\"min_new_tokens\":%u,\"ignore_eos\":%d,\"stop\":[",
+               s->temperature, s->top_p, s->top_k, s->min_p, (unsigned long long)s->seed,
+               s->max_new_tokens, s->min_new_tokens, s->ignore_eos);
+    for (size_t i = 0; i < s->n_stop_token_ids; i++)
+        buf_printf(out, "%s%d", i > 0 ? "," : "", s->stop_token_ids[i]);
+    buf_printf(out, "],\"n_prompt\":%zu,\"rid\":\"%s\",\"prefill\":[", m->n_token_ids, m->rid);
+    for (size_t i = 0; i < m->n_prefill; i++)
+        buf_printf(out, "%s\"%s\"", i > 0 ? "," : "", m->prefill[i]);
+    buf_puts(out, "]}");
+}
+
+static void fill_output(struct request *r, const Baton__V1__DecodeSubmit *m, const struct json *d)
+{
+    const struct json *text = d == NULL ? NULL : json_get(d, "text");
+    const struct json *wants_report = d == NULL ? NULL : json_get(d, "report");
+    bool thinks = m->token_ids[m->n_token_ids - m->n_emitted - 1] ==
+                  tokenizer_added_id(tokenizer, "<think>", 7);
+    int32_t eos =
+        tokenizer_added_id(tokenizer, "<｜end▁of▁sentence｜>", strlen("<｜end▁of▁sentence｜>"));
+    struct buf out = {0};
+    struct status st;
+
+    if (wants_report != NULL && wants_report->type == JSON_TRUE) {
+        buf_puts(&out, thinks ? "</think>" : "");
+        report(m, &out);
+    } else if (text != NULL && text->type == JSON_STRING) {
+        for (int64_t i = number(d, "repeat", 1); i > 0; i--)
+            buf_append(&out, text->text, text->len);
+    } else {
+        buf_puts(&out, thinks ? "I think.</think>Hello!" : "Hello!");
+    }
+    if (tokenizer_encode(tokenizer, NULL, buf_cstr(&out), out.len, TOKENIZE_ADDED, &r->out, &st) !=
+        ST_OK)
+        printf("cannot tokenize: %s\n", st.msg);
+    if (number(d, "bad_token", 0) != 0)
+        token_list_push(&r->out, 10000000);
+    token_list_push(&r->out, eos);
+    r->finish = BATON__V1__FINISH_REASON__FINISH_STOP;
+    for (size_t i = 0; i < r->out.n; i++)
+        for (size_t k = 0; k < m->sampling->n_stop_token_ids; k++)
+            if (r->out.ids[i] == m->sampling->stop_token_ids[k])
+                r->out.n = i + 1;
+    if (r->out.n > m->sampling->max_new_tokens) {
+        r->out.n = m->sampling->max_new_tokens;
+        r->finish = BATON__V1__FINISH_REASON__FINISH_LENGTH;
+    }
+    buf_deinit(&out);
+}
+
+static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
+{
+    struct json_doc *doc = directive(m);
+    const struct json *d = doc == NULL ? NULL : json_root(doc), *message, *flag;
+    struct request *r = requests;
+
+    while (r < requests + REQUESTS_MAX && r->used)
+        r++;
+    if (r == requests + REQUESTS_MAX)
+        exit(3);
+    *r = (struct request){.used = true, .session = rpc_session_ref(s), .id = m->request_id};
+    snprintf(r->rid, sizeof(r->rid), "%s", m->rid);
+    snprintf(last_prefill, sizeof(last_prefill), "%s", m->n_prefill > 0 ? m->prefill[0] : "");
+    r->batch = number(d, "batch", 1);
+    r->interval_ms = number(d, "interval_ms", 0);
+    r->fail_after = number(d, "fail_after", -1);
+    r->hang_after = number(d, "hang_after", -1);
+    r->die_after = number(d, "die_after", -1);
+    r->code = number(d, "code", ST_UNAVAILABLE);
+    message = d == NULL ? NULL : json_get(d, "message");
+    snprintf(r->message, sizeof(r->message), "%s",
+             message != NULL && message->type == JSON_STRING ? message->text : "mock failure");
+    flag = d == NULL ? NULL : json_get(d, "die_flag");
+    snprintf(r->die_flag, sizeof(r->die_flag), "%s",
+             flag != NULL && flag->type == JSON_STRING ? flag->text : "");
+    r->resumed = m->n_emitted > 0;
+    r->at = m->n_emitted;
+    fill_output(r, m, d);
+    r->next_us = clock_now_us() + (uint64_t)number(d, "delay_ms", 0) * 1000;
+    printf("submit %s %zu %u\n", r->rid, m->n_token_ids, m->n_emitted);
+    json_free(doc);
+}
+
+/* ---- answering --------------------------------------------------------------------------------
+ */
+
+static void drop(struct request *r)
+{
+    rpc_session_unref(r->session);
+    token_list_deinit(&r->out);
+    *r = (struct request){0};
+}
+
+static void send_failed(struct request *r)
+{
+    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
+    Baton__V1__DecodeFailed failed = BATON__V1__DECODE_FAILED__INIT, *list[1] = {&failed};
+    Baton__V1__Error error = BATON__V1__ERROR__INIT;
+    struct status st;
+
+    error.code = (uint32_t)r->code;
+    error.message = r->message;
+    failed.request_id = r->id;
+    failed.error = &error;
+    reply.n_failed = 1;
+    reply.failed = list;
+    rpc_session_send_message(r->session, &reply.base, &st);
+    drop(r);
+}
+
+static void send_tokens(struct request *r)
+{
+    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
+    Baton__V1__TokenBatch batch = BATON__V1__TOKEN_BATCH__INIT, *list[1] = {&batch};
+    Baton__V1__HandoffStats stats = BATON__V1__HANDOFF_STATS__INIT;
+    size_t n = r->out.n - r->at, limit = (size_t)r->batch;
+    struct status st;
+
+    if (r->fail_after >= 0 && limit > (size_t)r->fail_after - r->at)
+        limit = (size_t)r->fail_after - r->at;
+    n = n < limit ? n : limit;
+    batch.request_id = r->id;
+    batch.n_token_ids = n;
+    batch.token_ids = r->out.ids + r->at;
+    r->at += n;
+    if (r->at == r->out.n) {
+        batch.has_finish = 1;
+        batch.finish = r->finish;
+    }
+    if (!r->stats_sent) {
+        stats.prefill = last_prefill;
+        stats.decode = address;
+        stats.transport = "mock";
+        stats.has_kv_bytes = stats.has_kv_pages = stats.has_checksums_verified = 1;
+        stats.has_cached_tokens = stats.has_prefill_us = 1;
+        stats.kv_bytes = 123456;
+        stats.kv_pages = 2;
+        stats.checksums_verified = 3;
+        stats.cached_tokens = 1;
+        stats.prefill_us = 1000;
+        batch.stats = &stats;
+        r->stats_sent = true;
+    }
+    reply.n_batch = 1;
+    reply.batch = list;
+    rpc_session_send_message(r->session, &reply.base, &st);
+    r->next_us = clock_now_us() + (uint64_t)r->interval_ms * 1000;
+    if (batch.has_finish)
+        drop(r);
+}
+
+/* Whether this worker is the one that the directive means. */
+static bool dies(const struct request *r)
+{
+    int fd;
+
+    if (r->die_after < 0 || r->at < (size_t)r->die_after || r->resumed)
+        return false;
+    if (r->die_flag[0] == '\0')
+        return true;
+    fd = open(r->die_flag, O_CREAT | O_EXCL | O_WRONLY, 0600);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+static void step(struct request *r)
+{
+    if (dies(r)) {
+        fflush(stdout);
+        kill(getpid(), SIGKILL);
+    }
+    if (r->fail_after >= 0 && r->at >= (size_t)r->fail_after)
+        send_failed(r);
+    else if (r->hang_after >= 0 && r->at >= (size_t)r->hang_after)
+        r->next_us = UINT64_MAX;
+    else
+        send_tokens(r);
+}
+
+static void say_hello(struct rpc_session *s)
+{
+    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
+    Baton__V1__Identity me = BATON__V1__IDENTITY__INIT;
+    struct status st;
+
+    me.role = "decode";
+    me.incarnation = (uint64_t)getpid();
+    me.protocol = 1;
+    me.has_model_fingerprint = me.has_vocab_size = me.has_context_length = 1;
+    me.model_fingerprint = 0x4d0cull;
+    me.vocab_size = (uint32_t)tokenizer_vocab(tokenizer);
+    me.context_length = (uint64_t)options.context_length;
+    me.backend = "mock";
+    reply.hello = &me;
+    rpc_session_send_message(s, &reply.base, &st);
+}
+
+static void cancel(struct rpc_session *s, uint64_t id)
+{
+    for (struct request *r = requests; r < requests + REQUESTS_MAX; r++)
+        if (r->used && r->session == s && r->id == id) {
+            printf("cancel %s\n", r->rid);
+            drop(r);
+        }
+}
+
+static void handle(struct mock_msg *m)
+{
+    if (m->base.type == M_CLOSED) {
+        printf("session closed\n");
+        for (struct request *r = requests; r < requests + REQUESTS_MAX; r++)
+            if (r->used && r->session == m->session)
+                drop(r);
+    } else if (m->request == NULL) {
+        printf("unreadable message\n");
+    } else if (m->request->hello != NULL) {
+        printf("hello %s\n", m->request->hello->role);
+        say_hello(m->session);
+    } else if (m->request->submit != NULL) {
+        submit(m->session, m->request->submit);
+    } else if (m->request->cancel != NULL) {
+        cancel(m->session, m->request->cancel->request_id);
+    }
+    if (m->request != NULL)
+        baton__v1__decode_request__free_unpacked(m->request, NULL);
+    rpc_session_unref(m->session);
+    free(m);
+}
+
+static void serve(void)
+{
+    for (;;) {
+        uint64_t now = clock_now_us(), next = now + 1000000;
+        struct msg *m;
+
+        while ((m = mailbox_pop(mailbox)) != NULL)
+            handle((struct mock_msg *)m);
+        for (struct request *r = requests; r < requests + REQUESTS_MAX; r++) {
+            if (r->used && r->next_us <= now)
+                step(r);
+            if (r->used && r->next_us < next)
+                next = r->next_us;
+        }
+        fflush(stdout);
+        if (next > now)
+            mailbox_wait(mailbox, (int)((next - now + 999) / 1000));
+    }
+}
+
+static void listen_on(struct rpc *rpc, int64_t port, const struct rpc_method *methods, size_t n)
+{
+    struct rpc_server *server;
+    struct status st;
+
+    snprintf(address, sizeof(address), "127.0.0.1:%lld", (long long)port);
+    if (rpc_server_start(rpc, address, methods, n, &server, &st) != ST_OK) {
+        fprintf(stderr, "mock_decode: %s\n", st.msg);
+        exit(1);
+    }
+    rpc_server_set_serving(server, 1);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct flag flags[] = {
+        {"tokenizer-path", FLAG_STRING, &options.tokenizer_path, .arg = "F", .help = "tokenizer"},
+        {"port", FLAG_INT, &options.port, .arg = "N", .help = "Decode service; 0: none"},
+        {"prefill-port", FLAG_INT, &options.prefill_port, .arg = "N", .help = "health; 0: none"},
+        {"context-length", FLAG_INT, &options.context_length, .arg = "N", .help = "as told"},
+        {NULL},
+    };
+    static struct rpc_method method = {
+        .path = "/baton.v1.Decode/Session",
+        .on_open = on_open,
+        .callbacks = {on_message, on_close},
+        .arg = &method,
+    };
+    struct rpc *rpc;
+    struct status st;
+
+    if (flags_parse(flags, argc, argv, NULL, NULL, &st) != ST_OK ||
+        tokenizer_open(options.tokenizer_path, &tokenizer, &st) != ST_OK ||
+        mailbox_new(&mailbox, &st) != ST_OK || rpc_start(&rpc, &st) != ST_OK) {
+        fprintf(stderr, "mock_decode: %s\n", st.msg);
+        return 1;
+    }
+    log_init("mock", LOG_WARN);
+    if (options.prefill_port > 0)
+        listen_on(rpc, options.prefill_port, NULL, 0);
+    if (options.port > 0)
+        listen_on(rpc, options.port, &method, 1);
+    printf("serving\n");
+    serve();
+    return 0;
+}
