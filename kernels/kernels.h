@@ -91,6 +91,7 @@ struct weight_src {
     const void *data;
     const void *scale; /* NULL for BF16, F32, I64 */
     bool scale_is_f32;
+    bool lookup; /* rows are looked up, not multiplied (the embedding): no backend need repack it */
 };
 
 /* A weight on the device in the backend's own layout; filled by weight_load. */

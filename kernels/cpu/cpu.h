@@ -1,0 +1,117 @@
+/*
+ * cpu: the fast host backend, behind kernels.h.
+ *
+ * Three kinds of file:
+ *   drivers (cpu.c, weight.c, linear.c, moe.c, ...)  plain C, built once: cut work into items, hand
+ *       items to threads, never touch a vector;
+ *   panel_<isa>.c  matrix products, see panel.h;
+ *   simd_*.c       everything else that is hot, written once over simd.h and built once per ISA.
+ *
+ * Owns      the workspace of the operations, sized at open from kernel_dims; the memory of packed
+ *           weights. Operations allocate nothing.
+ * Promises  which thread runs an item, and how many there are, changes no bit.
+ */
+#ifndef BATON_KERNELS_CPU_CPU_H
+#define BATON_KERNELS_CPU_CPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cpu/panel.h"
+#include "kernels/kernels.h"
+
+enum {
+    CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
+    CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
+    CPU_PANELS = 16        /* weight.layout of packed weights; others are kernels/ref's */
+};
+
+/* Memory of one thread (part). Aligned to 64. */
+struct cpu_part {
+    struct panel_scratch panel;
+    float out[4][CPU_ROWS_BLOCK * PANEL_ROWS]; /* results of one item, by up to four panels */
+    const uint16_t *x[CPU_ROWS_BLOCK];         /* rows of an item */
+    float *acc;                                /* [max_rows][PANEL_ROWS] */
+    uint8_t *keys; /* attention's and the indexer's, see simd_attention.c, simd_index.c */
+};
+
+/* Row functions of an ISA (simd_rows.c). n: any number >= 0; no alignment needed. */
+struct row_kernels {
+    /* act_quant of one row: per 128 values, out = FP8 code times scale, bf16; out may be x */
+    void (*quant)(uint16_t *out, const uint16_t *x, int n);
+    /* out = bf16(x) */
+    void (*round)(uint16_t *out, const float *x, int n);
+    /* sum += bf16(x) */
+    void (*add_rounded)(float *sum, const float *x, int n);
+    /* out = bf16(silu(min(g, limit)) * clip(u, -limit, limit) * weight), g and u rounded to bf16
+     * first; limit 0: none */
+    void (*swiglu)(uint16_t *out, const float *g, const float *u, int n, float limit, float weight);
+};
+
+struct cpu_arena;
+
+struct cpu {
+    struct kernel_ops ops; /* what k->ops points to */
+    struct kernels ref;    /* for operations that are not written here yet */
+    const struct panel_kernels *panels;
+    const struct row_kernels *rows;
+    struct cpu_part **parts; /* [n_parts] */
+    int n_parts;
+    struct cpu_arena *arena; /* packed weights */
+    size_t keys_bytes;       /* of each part's keys */
+
+    /* moe.c: a slot is a (token, expert) pair; slots are sorted by expert, then token. The shared
+     * expert's T slots come first. */
+    int32_t *slot_token;   /* [max_rows * (n_active + 1)] */
+    float *slot_weight;    /* the same */
+    int32_t *expert_start; /* [n_experts + 2]: first slot of each; the shared expert is number 0 */
+    uint8_t *hidden;       /* quantised rows of moe_inter, one per slot */
+    float *scores;         /* gate: [max_rows][n_experts]; index_select: see simd_index.c */
+    size_t scores_bytes;
+};
+
+static inline struct cpu *cpu_of(struct kernels *k)
+{
+    return k->self;
+}
+
+static inline void *cpu_ptr(struct dev_ptr p)
+{
+    return (void *)(uintptr_t)p.addr;
+}
+
+/* A row of the quantised form: n bf16 values, each FP8 code times its scale (exact), then 64 bytes
+ * or more that nobody reads: rows of 2^k values would otherwise all fall into the same sets of the
+ * cache. */
+static inline size_t cpu_xq_bytes(int n)
+{
+    return ((size_t)n * 2 + 63) / 64 * 64 + 64;
+}
+
+/* ---- cpu.c ---- */
+
+typedef void (*cpu_item_fn)(void *arg, int64_t item, struct cpu_part *part);
+
+/** Runs items 0 .. n_items - 1, each once, on all threads; returns when all are done. */
+void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg);
+
+/* ---- arena.c ---- */
+
+struct cpu_arena *cpu_arena_new(void);
+void cpu_arena_free(struct cpu_arena *a);
+/** Uninitialised memory aligned to 64, in huge pages where the kernel has them; NULL: none left. */
+void *cpu_arena_take(struct cpu_arena *a, size_t bytes);
+void cpu_arena_give(struct cpu_arena *a, void *p);
+
+/* ---- operations, by file ---- */
+
+void cpu_weight_fill(struct kernel_ops *ops);
+void cpu_linear_fill(struct kernel_ops *ops);
+void cpu_moe_fill(struct kernel_ops *ops);
+void cpu_gate_fill(struct kernel_ops *ops);
+
+/* What simd_*.c leave for each ISA. */
+extern const struct row_kernels cpu_rows_avx512, cpu_rows_avx2;
+
+#endif

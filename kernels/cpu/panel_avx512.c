@@ -1,0 +1,606 @@
+/*
+ * panel_avx512: AVX-512 (F, BW, VL, DQ, VBMI, BF16).
+ *
+ * Two ways to the same bits. "dot": decode to bf16 pairs, VDPBF16PS; full rate on Zen 4 and later.
+ * "fma": decode to f32, two FMAs a pair; twice as fast on Intel cores that need two cycles on both
+ * vector ports for a VDPBF16PS.
+ *
+ * One x row (decode): codes are decoded in registers, 4 chains of 16 rows. More: a chunk of 128
+ * columns is decoded once into L1 (16 or 32 KB), then tiles of 6 x rows by 64 rows run over it with
+ * 24 accumulators; the sums of earlier groups stay in memory (the caller's out), touched once a
+ * group.
+ */
+#include "kernels/cpu/panel.h"
+
+#include <immintrin.h>
+#include <string.h>
+#include <time.h>
+
+enum { TILE = 6, LANES = 16, BLOCKS = PANEL_ROWS / LANES };
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- decoding -------------------------------------------------------------------------------- */
+
+/* bf16 of the 16 FP4 codes, twice: VPERMW looks at 5 bits of each word, bit 4 is the neighbour's.
+ */
+static const uint16_t fp4_bf16[32] __attribute__((aligned(64))) = {
+    0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080, 0x40C0, 0x8000, 0xBF00, 0xBF80,
+    0xBFC0, 0xC000, 0xC040, 0xC080, 0xC0C0, 0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040,
+    0x4080, 0x40C0, 0x8000, 0xBF00, 0xBF80, 0xBFC0, 0xC000, 0xC040, 0xC080, 0xC0C0};
+
+static const float fp4_f32[16] __attribute__((aligned(64))) = {
+    0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
+
+/* High and low byte of the bf16 of FP8 codes 0 .. 127; built once, by the compiler's constant
+ * folding. */
+struct fp8_tables {
+    __m512i high[2], low[2];
+};
+
+/* bf16 bits of an FP8 magnitude code. */
+static uint16_t fp8_bf16(int code)
+{
+    int e = code >> 3, m = code & 7;
+
+    if (code == 127)
+        return 0x7FC0;
+    if (e > 0)
+        return (uint16_t)((e + 120) << 7 | m << 4);
+    if (m == 0)
+        return 0;
+    for (e = 121; (m & 8) == 0; e--) /* m * 2^-9, normalised */
+        m <<= 1;
+    return (uint16_t)(e << 7 | (m & 7) << 4);
+}
+
+static uint8_t fp8_high[128] __attribute__((aligned(64))),
+    fp8_low[128] __attribute__((aligned(64)));
+
+static void fp8_tables_build(void)
+{
+    for (int code = 0; code < 128; code++) {
+        fp8_high[code] = (uint8_t)(fp8_bf16(code) >> 8);
+        fp8_low[code] = (uint8_t)fp8_bf16(code);
+    }
+}
+
+INLINE struct fp8_tables fp8_tables_load(void)
+{
+    return (struct fp8_tables){
+        {_mm512_load_si512(fp8_high), _mm512_load_si512(fp8_high + 64)},
+        {_mm512_load_si512(fp8_low), _mm512_load_si512(fp8_low + 64)},
+    };
+}
+
+/* Codes into a register, once: gcc would rather repeat the load in every shift, and a line that is
+ * still on its way from memory makes each of them wait and retry. */
+INLINE __m512i load_codes(const uint8_t *at)
+{
+    __m512i c = _mm512_loadu_si512(at);
+
+    __asm__("" : "+v"(c));
+    return c;
+}
+
+/* 64 codes: bf16 pairs of columns (0, 1) and (2, 3) of 16 rows. */
+INLINE void fp8_decode(const uint8_t *codes, const struct fp8_tables *t, __m512i pair[2])
+{
+    __m512i c = load_codes(codes);
+    __m512i high = _mm512_permutex2var_epi8(t->high[0], c, t->high[1]);
+    __m512i low = _mm512_permutex2var_epi8(t->low[0], c, t->low[1]);
+
+    /* high | (c & 0x80): the sign */
+    high = _mm512_ternarylogic_epi32(high, c, _mm512_set1_epi8((char)0x80), 0xF8);
+    pair[0] = _mm512_unpacklo_epi8(low, high);
+    pair[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/* f32 of 16 E8M0 bytes: 0 is 2^-127, 255 is NaN. */
+INLINE __m512 e8m0_f32(const uint8_t *scale)
+{
+    __m512i bits =
+        _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)scale)), 23);
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(bits, _mm512_set1_epi32(0x7F800000));
+
+    bits = _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7FC00000)));
+}
+
+INLINE __m512i pair_of(const uint16_t *x)
+{
+    int bits;
+
+    memcpy(&bits, x, 4);
+    return _mm512_set1_epi32(bits);
+}
+
+INLINE __m512 even_of(__m512i pair)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+}
+
+INLINE __m512 odd_of(__m512i pair)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000)));
+}
+
+INLINE __m512 dot(__m512 sum, __m512i w, __m512i x)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+}
+
+/* bf16 [n] to f32, n a multiple of 16. */
+INLINE void widen(float *out, const uint16_t *x, int n)
+{
+    for (int i = 0; i < n; i += 16)
+        _mm512_store_ps(out + i,
+                        _mm512_castsi512_ps(_mm512_slli_epi32(
+                            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(x + i))), 16)));
+}
+
+/* ---- one x row ------------------------------------------------------------------------------- */
+
+enum { AHEAD = 2048 }; /* bytes prefetched ahead of the codes being decoded */
+
+INLINE void prefetch(const uint8_t *p, int lines)
+{
+    UNROLL for (int i = 0; i < lines; i++) _mm_prefetch((const char *)p + 64 * i, _MM_HINT_T0);
+}
+
+static void one_fp4_dot(float *out, const struct panel *p, const uint16_t *x)
+{
+    const __m512i table = _mm512_load_si512(fp4_bf16);
+    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                        _mm512_setzero_ps()};
+    const uint8_t *at = p->data;
+
+    for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
+        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                            _mm512_setzero_ps()};
+
+        prefetch(at + AHEAD, 17);
+        UNROLL for (int j = 0; j < 4; j++)
+        {
+            const uint16_t *xj = x + g + 8 * j;
+            __m512i x0 = pair_of(xj), x1 = pair_of(xj + 2), x2 = pair_of(xj + 4),
+                    x3 = pair_of(xj + 6);
+
+            UNROLL for (int b = 0; b < BLOCKS; b++)
+            {
+                __m512i c = load_codes(at + j * 256 + b * 64);
+
+                s[b] = dot(s[b], _mm512_permutexvar_epi16(c, table), x0);
+                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4), table), x1);
+                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 8), table), x2);
+                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 12), table), x3);
+            }
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] =
+            _mm512_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y[b]);
+    }
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
+}
+
+/* One step of the tree on 16 rows: codes of pair i of a unit. */
+INLINE __m512 fp4_pair_fma(__m512 s, __m512i c, __m512 table, const float *x, int i)
+{
+    s = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(c, 16 + 4 * i), table),
+                        _mm512_set1_ps(x[2 * i + 1]), s);
+    return _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(c, 4 * i), table),
+                           _mm512_set1_ps(x[2 * i]), s);
+}
+
+static void one_fp4_fma(float *out, const struct panel *p, const uint16_t *x)
+{
+    const __m512 table = _mm512_load_ps(fp4_f32);
+    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                        _mm512_setzero_ps()};
+    const uint8_t *at = p->data;
+
+    for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
+        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                            _mm512_setzero_ps()};
+        float xf[PANEL_FP4_GROUP] __attribute__((aligned(64)));
+
+        widen(xf, x + g, PANEL_FP4_GROUP);
+        __asm__("" : "+m"(xf)); /* or gcc keeps xf in registers and pays a shuffle per element */
+        prefetch(at + AHEAD, 17);
+        UNROLL for (int j = 0; j < 4; j++)
+        {
+            UNROLL for (int b = 0; b < BLOCKS; b++)
+            {
+                __m512i c = load_codes(at + j * 256 + b * 64);
+
+                UNROLL for (int i = 0; i < 4; i++) s[b] =
+                    fp4_pair_fma(s[b], c, table, xf + 8 * j, i);
+            }
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] =
+            _mm512_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y[b]);
+    }
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
+}
+
+/* VDPBF16PS against FMAs makes no difference here: memory is slower than both. */
+static void one_fp8(float *out, const struct panel *p, const uint16_t *x)
+{
+    const struct fp8_tables t = fp8_tables_load();
+    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                        _mm512_setzero_ps()};
+    const uint8_t *at = p->data;
+
+    for (int g = 0; g * 128 < p->cols; g++) {
+        int end = p->cols < (g + 1) * 128 ? p->cols : (g + 1) * 128;
+        __m512 scale = _mm512_set1_ps(p->scale[g]);
+        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                            _mm512_setzero_ps()};
+
+        for (int k = g * 128; k < end; k += 4, at += 256) {
+            __m512i x0 = pair_of(x + k), x1 = pair_of(x + k + 2);
+
+            prefetch(at + AHEAD, 4);
+            UNROLL for (int b = 0; b < BLOCKS; b++)
+            {
+                __m512i w[2];
+
+                fp8_decode(at + 64 * b, &t, w);
+                s[b] = dot(s[b], w[0], x0);
+                s[b] = dot(s[b], w[1], x1);
+            }
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm512_fmadd_ps(s[b], scale, y[b]);
+    }
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
+}
+
+static void one_bf16(float *out, const struct panel *p, const uint16_t *x)
+{
+    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                        _mm512_setzero_ps()};
+    const uint8_t *at = p->data;
+
+    for (int g = 0; g < p->cols; g += 128) {
+        int end = p->cols < g + 128 ? p->cols : g + 128;
+        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                            _mm512_setzero_ps()};
+
+        for (int k = g; k < end; k += 2, at += 256) {
+            __m512i xk = pair_of(x + k);
+
+            prefetch(at + AHEAD, 4);
+            UNROLL for (int b = 0; b < BLOCKS; b++) s[b] =
+                dot(s[b], _mm512_loadu_si512(at + 64 * b), xk);
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm512_add_ps(y[b], s[b]);
+    }
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
+}
+
+/* ---- several x rows: decode a chunk ---------------------------------------------------------- */
+
+/* Where decoded pairs go. dot: [pair][64 rows] dwords. fma: [pair][odd, even][64 rows] f32. */
+INLINE void put_pair(struct panel_scratch *scratch, int pair, int block, __m512i w, bool fma)
+{
+    if (fma) {
+        float *at = scratch->w + pair * 2 * PANEL_ROWS + block * LANES;
+
+        _mm512_store_ps(at, odd_of(w));
+        _mm512_store_ps(at + PANEL_ROWS, even_of(w));
+    } else {
+        _mm512_store_si512((uint8_t *)scratch->w + pair * 4 * PANEL_ROWS + block * 64, w);
+    }
+}
+
+INLINE void decode_fp4(struct panel_scratch *scratch, const uint8_t *at, int n, bool fma)
+{
+    const __m512i table = _mm512_load_si512(fp4_bf16);
+    const __m512 table_f32 = _mm512_load_ps(fp4_f32);
+
+    for (int g = 0; g < n / PANEL_FP4_GROUP; g++, at += PANEL_FP4_BYTES) {
+        prefetch(at + AHEAD, 17);
+        for (int j = 0; j < 4; j++) {
+            UNROLL for (int b = 0; b < BLOCKS; b++)
+            {
+                __m512i c = load_codes(at + j * 256 + b * 64);
+                int pair = g * 16 + j * 4;
+
+                UNROLL for (int i = 0; i < 4; i++)
+                {
+                    if (fma) {
+                        float *to = scratch->w + (pair + i) * 2 * PANEL_ROWS + b * LANES;
+
+                        _mm512_store_ps(
+                            to, _mm512_permutexvar_ps(_mm512_srli_epi32(c, 16 + 4 * i), table_f32));
+                        _mm512_store_ps(
+                            to + PANEL_ROWS,
+                            _mm512_permutexvar_ps(_mm512_srli_epi32(c, 4 * i), table_f32));
+                    } else {
+                        put_pair(scratch, pair + i, b,
+                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4 * i), table),
+                                 false);
+                    }
+                }
+            }
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_store_ps(
+            scratch->scale + g * PANEL_ROWS + b * LANES, e8m0_f32(at + 1024 + b * LANES));
+    }
+}
+
+INLINE void decode_fp8(struct panel_scratch *scratch, const uint8_t *at, int n, bool fma)
+{
+    const struct fp8_tables t = fp8_tables_load();
+
+    for (int k = 0; k < n; k += 4, at += 256) {
+        prefetch(at + AHEAD, 4);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+        {
+            __m512i w[2];
+
+            fp8_decode(at + 64 * b, &t, w);
+            put_pair(scratch, k / 2, b, w[0], fma);
+            put_pair(scratch, k / 2 + 1, b, w[1], fma);
+        }
+    }
+}
+
+INLINE void decode_bf16(struct panel_scratch *scratch, const uint8_t *at, int n)
+{
+    for (int k = 0; k < n; k += 2, at += 256) {
+        prefetch(at + AHEAD, 4);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            put_pair(scratch, k / 2, b, _mm512_loadu_si512(at + 64 * b), true);
+    }
+}
+
+/* ---- several x rows: tiles ------------------------------------------------------------------- */
+
+/* Adds one group (n_pairs pairs of w) to n_x rows of out. scale: NULL, or [64]. */
+INLINE void tile_finish(float *out, __m512 s[TILE][BLOCKS], const float *scale, int n_x)
+{
+    UNROLL for (int b = 0; b < BLOCKS; b++)
+    {
+        __m512 factor = scale != NULL ? _mm512_load_ps(scale + b * LANES) : _mm512_setzero_ps();
+
+        UNROLL for (int i = 0; i < n_x; i++)
+        {
+            float *at = out + i * PANEL_ROWS + b * LANES;
+            __m512 y = _mm512_loadu_ps(at);
+
+            y = scale != NULL ? _mm512_fmadd_ps(s[i][b], factor, y) : _mm512_add_ps(y, s[i][b]);
+            _mm512_storeu_ps(at, y);
+        }
+    }
+}
+
+INLINE void tile_dot(float *out, const uint8_t *w, const uint16_t *const *x, int n_pairs,
+                     const float *scale, const int n_x)
+{
+    __m512 s[TILE][BLOCKS];
+
+    UNROLL for (int i = 0; i < n_x; i++) UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] =
+        _mm512_setzero_ps();
+    for (int k = 0; k < n_pairs; k++, w += 4 * PANEL_ROWS) {
+        __m512i wk[BLOCKS];
+
+        UNROLL for (int b = 0; b < BLOCKS; b++) wk[b] = _mm512_loadu_si512(w + 64 * b);
+        UNROLL for (int i = 0; i < n_x; i++)
+        {
+            __m512i xk = pair_of(x[i] + 2 * k);
+
+            UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] = dot(s[i][b], wk[b], xk);
+        }
+    }
+    tile_finish(out, s, scale, n_x);
+}
+
+/* x: f32 [n_x][PANEL_CHUNK]. */
+INLINE void tile_fma(float *out, const float *w, const float *x, int n_pairs, const float *scale,
+                     const int n_x)
+{
+    __m512 s[TILE][BLOCKS];
+
+    UNROLL for (int i = 0; i < n_x; i++) UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] =
+        _mm512_setzero_ps();
+    for (int k = 0; k < n_pairs; k++, w += 2 * PANEL_ROWS) {
+        UNROLL for (int odd = 1; odd >= 0; odd--)
+        {
+            __m512 wk[BLOCKS];
+
+            UNROLL for (int b = 0; b < BLOCKS; b++) wk[b] =
+                _mm512_load_ps(w + (1 - odd) * PANEL_ROWS + b * LANES);
+            UNROLL for (int i = 0; i < n_x; i++)
+            {
+                __m512 xk = _mm512_set1_ps(x[i * PANEL_CHUNK + 2 * k + odd]);
+
+                UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] =
+                    _mm512_fmadd_ps(wk[b], xk, s[i][b]);
+            }
+        }
+    }
+    tile_finish(out, s, scale, n_x);
+}
+
+/* A chunk in L1 and what multiplies it. */
+struct chunk {
+    const void *w;
+    const float *scale; /* FP4: [groups][64]; FP8: [64]; BF16: NULL */
+    int n_cols;         /* padded to even */
+    int group;          /* columns a scale serves */
+};
+
+INLINE void tile_chunk(float *out, const struct chunk *c, const uint16_t *const *x, const float *xf,
+                       const int n_x, const bool fma)
+{
+    for (int g = 0, k = 0; k < c->n_cols; g++, k += c->group) {
+        int n = c->n_cols - k < c->group ? c->n_cols - k : c->group;
+        const float *scale = c->scale != NULL ? c->scale + g * PANEL_ROWS : NULL;
+
+        if (fma) {
+            tile_fma(out, (const float *)c->w + k * PANEL_ROWS, xf + k, n / 2, scale, n_x);
+        } else {
+            const uint16_t *xk[TILE];
+
+            UNROLL for (int i = 0; i < n_x; i++) xk[i] = x[i] + k;
+            tile_dot(out, (const uint8_t *)c->w + k * 2 * PANEL_ROWS, xk, n / 2, scale, n_x);
+        }
+    }
+}
+
+INLINE void tile_any(float *out, const struct chunk *c, const uint16_t *const *x, const float *xf,
+                     int n_x, const bool fma)
+{
+    switch (n_x) {
+    case 1:
+        tile_chunk(out, c, x, xf, 1, fma);
+        break;
+    case 2:
+        tile_chunk(out, c, x, xf, 2, fma);
+        break;
+    case 3:
+        tile_chunk(out, c, x, xf, 3, fma);
+        break;
+    case 4:
+        tile_chunk(out, c, x, xf, 4, fma);
+        break;
+    case 5:
+        tile_chunk(out, c, x, xf, 5, fma);
+        break;
+    default:
+        tile_chunk(out, c, x, xf, 6, fma);
+        break;
+    }
+}
+
+/* x rows of a tile at column k, n of them; a short tail is copied and padded with zeros. */
+static void tile_rows(const uint16_t **to, const uint16_t *const *x, int n_x, int k, int n,
+                      struct panel_scratch *scratch)
+{
+    for (int i = 0; i < n_x; i++) {
+        to[i] = x[i] + k;
+        if (n % 32 != 0) {
+            uint16_t *tail = scratch->tail + i * PANEL_CHUNK;
+
+            memset(tail, 0, PANEL_CHUNK * sizeof(*tail));
+            memcpy(tail, x[i] + k, (size_t)n * sizeof(*tail));
+            to[i] = tail;
+        }
+    }
+}
+
+static struct chunk chunk_decode(const struct panel *p, int k, int n, struct panel_scratch *scratch,
+                                 const bool fma)
+{
+    struct chunk c = {.w = scratch->w, .scale = scratch->scale, .group = PANEL_CHUNK};
+
+    switch (p->type) {
+    case WEIGHT_FP4:
+        c.n_cols = n;
+        c.group = PANEL_FP4_GROUP;
+        decode_fp4(scratch, p->data + (size_t)(k / PANEL_FP4_GROUP) * PANEL_FP4_BYTES, n, fma);
+        break;
+    case WEIGHT_FP8:
+        c.n_cols = (n + 3) / 4 * 4;
+        decode_fp8(scratch, p->data + (size_t)k * PANEL_ROWS, c.n_cols, fma);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            _mm512_store_ps(scratch->scale + b * LANES, _mm512_set1_ps(p->scale[k / 128]));
+        break;
+    default:
+        c.n_cols = (n + 1) / 2 * 2;
+        c.scale = NULL;
+        if (fma)
+            decode_bf16(scratch, p->data + (size_t)k * 2 * PANEL_ROWS, c.n_cols);
+        else
+            c.w = p->data + (size_t)k * 2 * PANEL_ROWS;
+        break;
+    }
+    return c;
+}
+
+INLINE void multiply_many(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                          struct panel_scratch *scratch, const bool fma)
+{
+    memset(out, 0, (size_t)n_x * PANEL_ROWS * sizeof(*out));
+    for (int k = 0; k < p->cols; k += PANEL_CHUNK) {
+        int n = p->cols - k < PANEL_CHUNK ? p->cols - k : PANEL_CHUNK;
+        struct chunk c = chunk_decode(p, k, n, scratch, fma);
+
+        for (int i = 0; i < n_x; i += TILE) {
+            int n_tile = n_x - i < TILE ? n_x - i : TILE;
+            const uint16_t *rows[TILE];
+
+            tile_rows(rows, x + i, n_tile, k, n, scratch);
+            if (fma)
+                for (int j = 0; j < n_tile; j++)
+                    widen(scratch->x + j * PANEL_CHUNK, rows[j], (n + 31) / 32 * 32);
+            tile_any(out + i * PANEL_ROWS, &c, rows, scratch->x, n_tile, fma);
+        }
+    }
+}
+
+/* ---- choice ---------------------------------------------------------------------------------- */
+
+static void multiply_dot(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                         struct panel_scratch *scratch)
+{
+    if (n_x > 1 || p->cols % 32 != 0)
+        multiply_many(out, p, x, n_x, scratch, false);
+    else if (p->type == WEIGHT_FP4)
+        one_fp4_dot(out, p, x[0]);
+    else if (p->type == WEIGHT_FP8)
+        one_fp8(out, p, x[0]);
+    else
+        one_bf16(out, p, x[0]);
+}
+
+static void multiply_fma(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                         struct panel_scratch *scratch)
+{
+    if (n_x > 1 || p->cols % 32 != 0)
+        multiply_many(out, p, x, n_x, scratch, true);
+    else if (p->type == WEIGHT_FP4)
+        one_fp4_fma(out, p, x[0]);
+    else if (p->type == WEIGHT_FP8)
+        one_fp8(out, p, x[0]);
+    else
+        one_bf16(out, p, x[0]);
+}
+
+static const struct panel_kernels with_dot = {"avx512 dot", PANEL_ORDER_16, multiply_dot};
+static const struct panel_kernels with_fma = {"avx512 fma", PANEL_ORDER_16, multiply_fma};
+
+/* Nanoseconds of six x rows times a panel of one chunk. */
+static int64_t time_chunk(panel_fn multiply)
+{
+    static const uint8_t codes[PANEL_CHUNK / 4 * 256 + 4096] __attribute__((aligned(64)));
+    static const uint16_t row[PANEL_CHUNK];
+    static const float scale = 1;
+    const uint16_t *const x[TILE] = {row, row, row, row, row, row};
+    const struct panel p = {WEIGHT_FP8, codes, &scale, PANEL_CHUNK};
+    struct panel_scratch scratch __attribute__((aligned(64)));
+    float out[TILE * PANEL_ROWS];
+    struct timespec t0, t1;
+
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    for (int i = 0; i < 4; i++)
+        multiply(out, &p, x, TILE, &scratch);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    return (t1.tv_sec - t0.tv_sec) * 1000000000 + (t1.tv_nsec - t0.tv_nsec);
+}
+
+/* Takes 0.2 ms. Both give the same bits, so a wrong guess costs time only. */
+const struct panel_kernels *panel_kernels_avx512(void)
+{
+    int64_t best_dot = INT64_MAX, best_fma = INT64_MAX;
+
+    fp8_tables_build();
+    for (int round = 0; round < 30; round++) { /* the first ones pay for waking the vector units */
+        int64_t ns_dot = time_chunk(multiply_dot), ns_fma = time_chunk(multiply_fma);
+
+        best_dot = ns_dot < best_dot ? ns_dot : best_dot;
+        best_fma = ns_fma < best_fma ? ns_fma : best_fma;
+    }
+    return best_fma < best_dot ? &with_fma : &with_dot;
+}

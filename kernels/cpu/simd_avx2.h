@@ -1,0 +1,159 @@
+/* simd_avx2: see simd.h. 8 lanes. Partial loads and stores touch no byte beyond n. */
+#ifndef BATON_KERNELS_CPU_SIMD_AVX2_H
+#define BATON_KERNELS_CPU_SIMD_AVX2_H
+
+#define VF_LANES 8
+#define VF_INLINE static inline __attribute__((always_inline))
+
+typedef __m256 vf;
+
+VF_INLINE vf vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+
+VF_INLINE vf vf_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+VF_INLINE void vf_store(float *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
+
+/* The first n < 8 lanes; the others are 0. */
+VF_INLINE vf vf_load_some(const float *p, int n)
+{
+    float lane[8] = {0};
+
+    memcpy(lane, p, (size_t)n * 4);
+    return _mm256_loadu_ps(lane);
+}
+
+VF_INLINE void vf_store_some(float *p, vf x, int n)
+{
+    float lane[8];
+
+    _mm256_storeu_ps(lane, x);
+    memcpy(p, lane, (size_t)n * 4);
+}
+
+VF_INLINE vf vf_widen(__m128i x)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+
+VF_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    return vf_widen(_mm_loadu_si128((const void *)p));
+}
+
+VF_INLINE vf vf_load_bf16_some(const uint16_t *p, int n)
+{
+    uint16_t lane[8] = {0};
+
+    memcpy(lane, p, (size_t)n * 2);
+    return vf_load_bf16(lane);
+}
+
+/* Bits of bf16(x) in the upper half of each lane; the lower half is garbage. A NaN stays one. */
+VF_INLINE __m256i vf_bf16_bits(vf x)
+{
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7FFF)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+
+    return _mm256_blendv_epi8(up, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+
+VF_INLINE __m128i vf_narrow(vf x)
+{
+    __m256i w = _mm256_srli_epi32(vf_bf16_bits(x), 16);
+
+    return _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+}
+
+VF_INLINE void vf_store_bf16(uint16_t *p, vf x)
+{
+    _mm_storeu_si128((void *)p, vf_narrow(x));
+}
+
+VF_INLINE void vf_store_bf16_some(uint16_t *p, vf x, int n)
+{
+    uint16_t lane[8];
+
+    vf_store_bf16(lane, x);
+    memcpy(p, lane, (size_t)n * 2);
+}
+
+/* x on the bf16 grid */
+VF_INLINE vf vf_bf16(vf x)
+{
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(vf_bf16_bits(x), _mm256_set1_epi32((int)0xFFFF0000)));
+}
+
+VF_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+VF_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+VF_INLINE vf vf_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+
+VF_INLINE vf vf_abs(vf x)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.f), x);
+}
+
+VF_INLINE vf vf_sqrt(vf x)
+{
+    return _mm256_sqrt_ps(x);
+}
+
+VF_INLINE vf vf_round_even(vf x)
+{
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* 2^n for whole n in [-126, 127] */
+VF_INLINE vf vf_pow2(vf n)
+{
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+
+/* a < b ? yes : no */
+VF_INLINE vf vf_select_less(vf a, vf b, vf yes, vf no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+
+VF_INLINE vf vf_select_nan(vf x, vf yes, vf no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+/* x (|x| <= 448) rounded to the E4M3 grid, ties to even: 3 bits of mantissa, steps of 2^-9 at
+ * least. */
+VF_INLINE vf vf_e4m3(vf x)
+{
+    /* Adding 1.5 * 2^(e + 20) leaves steps of 2^(e - 3): e is the exponent, -6 at least. */
+    __m256i e = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7F800000));
+
+    e = _mm256_max_epi32(e, _mm256_set1_epi32((127 - 6) << 23));
+    vf big = _mm256_castsi256_ps(_mm256_add_epi32(e, _mm256_set1_epi32(0x0A400000)));
+
+    return _mm256_sub_ps(_mm256_add_ps(x, big), big);
+}
+
+#endif

@@ -1,0 +1,150 @@
+/* simd_avx512: see simd.h. 16 lanes. Partial loads and stores touch no byte beyond n. */
+#ifndef BATON_KERNELS_CPU_SIMD_AVX512_H
+#define BATON_KERNELS_CPU_SIMD_AVX512_H
+
+#define VF_LANES 16
+#define VF_INLINE static inline __attribute__((always_inline))
+
+typedef __m512 vf;
+
+VF_INLINE vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+VF_INLINE vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+VF_INLINE void vf_store(float *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
+
+VF_INLINE __mmask16 vf_mask(int n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+
+/* The first n < 16 lanes; the others are 0. */
+VF_INLINE vf vf_load_some(const float *p, int n)
+{
+    return _mm512_maskz_loadu_ps(vf_mask(n), p);
+}
+
+VF_INLINE void vf_store_some(float *p, vf x, int n)
+{
+    _mm512_mask_storeu_ps(p, vf_mask(n), x);
+}
+
+VF_INLINE vf vf_widen(__m256i x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+VF_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    return vf_widen(_mm256_loadu_si256((const void *)p));
+}
+
+VF_INLINE vf vf_load_bf16_some(const uint16_t *p, int n)
+{
+    return vf_widen(_mm256_maskz_loadu_epi16(vf_mask(n), p));
+}
+
+/* Bits of bf16(x) in the upper half of each lane; the lower half is garbage. A NaN stays one. */
+VF_INLINE __m512i vf_bf16_bits(vf x)
+{
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
+
+    return _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits,
+                                _mm512_set1_epi32(0x400000));
+}
+
+VF_INLINE __m256i vf_narrow(vf x)
+{
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(vf_bf16_bits(x), 16));
+}
+
+VF_INLINE void vf_store_bf16(uint16_t *p, vf x)
+{
+    _mm256_storeu_si256((void *)p, vf_narrow(x));
+}
+
+VF_INLINE void vf_store_bf16_some(uint16_t *p, vf x, int n)
+{
+    _mm256_mask_storeu_epi16(p, vf_mask(n), vf_narrow(x));
+}
+
+/* x on the bf16 grid */
+VF_INLINE vf vf_bf16(vf x)
+{
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(vf_bf16_bits(x), _mm512_set1_epi32((int)0xFFFF0000)));
+}
+
+VF_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+VF_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+VF_INLINE vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+VF_INLINE vf vf_abs(vf x)
+{
+    return _mm512_abs_ps(x);
+}
+
+VF_INLINE vf vf_sqrt(vf x)
+{
+    return _mm512_sqrt_ps(x);
+}
+
+VF_INLINE vf vf_round_even(vf x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* 2^n for whole n in [-126, 127] */
+VF_INLINE vf vf_pow2(vf n)
+{
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+/* a < b ? yes : no */
+VF_INLINE vf vf_select_less(vf a, vf b, vf yes, vf no)
+{
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
+}
+
+VF_INLINE vf vf_select_nan(vf x, vf yes, vf no)
+{
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), yes);
+}
+
+/* x (|x| <= 448) rounded to the E4M3 grid, ties to even: 3 bits of mantissa, steps of 2^-9 at
+ * least. */
+VF_INLINE vf vf_e4m3(vf x)
+{
+    /* Adding 1.5 * 2^(e + 20) leaves steps of 2^(e - 3): e is the exponent, -6 at least. */
+    __m512i e = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7F800000));
+
+    e = _mm512_max_epi32(e, _mm512_set1_epi32((127 - 6) << 23));
+    vf big = _mm512_castsi512_ps(_mm512_add_epi32(e, _mm512_set1_epi32(0x0A400000)));
+
+    return _mm512_sub_ps(_mm512_add_ps(x, big), big);
+}
+
+#endif

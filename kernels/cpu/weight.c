@@ -1,0 +1,136 @@
+/*
+ * weight: checkpoint tensors into the layout that the operations read.
+ *
+ * Matrices are packed into panels (panel.h), in parallel. Vectors, tables of integers, F32
+ * constants and the embedding (src->lookup) stay as kernels/ref holds them: borrowed, where they
+ * are aligned.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/ref/ref.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+struct pack_job {
+    const struct weight_src *src;
+    uint8_t *data;
+    size_t panel_bytes;
+    enum panel_order order;
+};
+
+static void pack_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct pack_job *job = arg;
+
+    (void)part;
+    panel_pack(job->data + (size_t)item * job->panel_bytes, job->src, item, job->order);
+}
+
+static bool is_packed(const struct weight_src *src)
+{
+    if (src->type == WEIGHT_BF16)
+        return src->rows > 1 && !src->lookup; /* one row: a norm */
+    return src->type == WEIGHT_FP8 || src->type == WEIGHT_FP4;
+}
+
+/* FP8: one f32 per tile of 128 x 128. */
+static void scales_to_f32(float *out, const struct weight_src *src, size_t n)
+{
+    const uint8_t *bytes = src->scale;
+
+    if (src->scale_is_f32) {
+        memcpy(out, src->scale, n * sizeof(*out));
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        out[i] = bytes[i] == 255 ? NAN : ldexpf(1, bytes[i] - 127);
+}
+
+static size_t scale_count(const struct weight_src *src)
+{
+    if (src->type != WEIGHT_FP8)
+        return 0;
+    return (size_t)((src->rows + 127) / 128) * (size_t)((src->cols + 127) / 128);
+}
+
+static int cpu_weight_load(struct kernels *k, const struct weight_src *src, struct weight *out)
+{
+    struct cpu *c = cpu_of(k);
+    struct weight w = {.type = src->type, .rows = src->rows, .cols = src->cols};
+
+    if (!is_packed(src))
+        return ref_weight_load(k, src, out);
+    if (src->type == WEIGHT_FP4 && src->cols % PANEL_FP4_GROUP != 0) {
+        snprintf(k->error, sizeof(k->error),
+                 "an FP4 matrix with %lld columns: not a multiple of 32", (long long)src->cols);
+        return -1;
+    }
+    int64_t n_panels = (src->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    struct pack_job job = {
+        .src = src, .panel_bytes = panel_bytes(src->type, src->cols), .order = c->panels->order};
+    size_t data_bytes = (size_t)n_panels * job.panel_bytes;
+    size_t n_scales = scale_count(src);
+
+    w.bytes = data_bytes + n_scales * sizeof(float);
+    job.data = cpu_arena_take(c->arena, w.bytes);
+    if (job.data == NULL) {
+        snprintf(k->error, sizeof(k->error), "no memory for %zu bytes of weights", w.bytes);
+        return -1;
+    }
+    cpu_run(k, n_panels, pack_item, &job);
+    if (n_scales > 0)
+        scales_to_f32((float *)(void *)(job.data + data_bytes), src, n_scales);
+    w.data.addr = (uintptr_t)job.data;
+    w.scale.addr = n_scales > 0 ? (uintptr_t)(job.data + data_bytes) : 0;
+    w.layout = CPU_PANELS;
+    *out = w;
+    return 0;
+}
+
+static void cpu_weight_unload(struct kernels *k, struct weight *w)
+{
+    if (w->layout != CPU_PANELS) {
+        ref_weight_unload(k, w);
+        return;
+    }
+    cpu_arena_give(cpu_of(k)->arena, cpu_ptr(w->data));
+    *w = (struct weight){0};
+}
+
+/* Row of a packed BF16 matrix: a table that was loaded without saying `lookup`. */
+static void packed_row(uint16_t *out, const struct weight *w, int64_t row)
+{
+    struct panel p = panel_of(w, row / PANEL_ROWS);
+    const uint8_t *at = p.data + 4 * (row % PANEL_ROWS);
+
+    for (int64_t i = 0; i < w->cols; i += 2, at += 4 * PANEL_ROWS)
+        memcpy(out + i, at, w->cols - i >= 2 ? 4 : 2);
+}
+
+static void cpu_embed(struct kernels *k, struct dev_ptr streams, const struct weight *table,
+                      struct dev_ptr tokens, int T, int copies)
+{
+    const int32_t *ids = cpu_ptr(tokens);
+    uint16_t *out = cpu_ptr(streams);
+    int64_t d = table->cols;
+
+    if (table->layout != CPU_PANELS) {
+        ref_embed(k, streams, table, tokens, T, copies);
+        return;
+    }
+    for (int64_t t = 0; t < T; t++) {
+        uint16_t *row = out + t * copies * d;
+
+        packed_row(row, table, ids[t]);
+        for (int c = 1; c < copies; c++)
+            memcpy(row + c * d, row, (size_t)d * sizeof(*row));
+    }
+}
+
+void cpu_weight_fill(struct kernel_ops *ops)
+{
+    ops->embed = cpu_embed;
+    ops->weight_load = cpu_weight_load;
+    ops->weight_unload = cpu_weight_unload;
+}

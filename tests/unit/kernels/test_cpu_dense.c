@@ -1,0 +1,556 @@
+/* Dense operations and experts of every CPU level against kernels/ref, and against themselves: the
+ * bits of a row depend on nothing but the row. */
+#include "tests/lib/kernel_rig.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static const enum cpu_isa levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512};
+enum { N_LEVELS = 2, T_MAX = 200 };
+
+/* y of one backend for `T` rows of x, through act_quant for quantised weights. Caller frees. */
+static uint16_t *product(struct rig *r, const struct weight_src *src, const uint16_t *x, int T,
+                         int groups)
+{
+    const struct kernel_ops *ops = r->k.ops;
+    int cols = (int)src->cols;
+    size_t y_bytes = (size_t)T * (size_t)src->rows * 2;
+    struct dev_ptr xp = rig_put(r, x, (size_t)T * (size_t)cols * 2 * (size_t)groups);
+    struct dev_ptr y = rig_put(r, NULL, y_bytes);
+    struct weight w;
+
+    assert_int_equal(ops->weight_load(&r->k, src, &w), 0);
+    if (groups > 1) {
+        ops->linear_grouped(&r->k, y, xp, &w, T, groups);
+    } else if (src->type == WEIGHT_BF16) {
+        ops->linear(&r->k, y, xp, &w, T, false);
+    } else {
+        struct dev_ptr xq = rig_put(r, NULL, (size_t)T * ops->act_quant_bytes(&r->k, cols));
+
+        ops->act_quant(&r->k, xq, xp, T, cols);
+        ops->linear_q(&r->k, y, xq, &w, T);
+        ops->dev_free(&r->k, xq);
+    }
+    uint16_t *out = rig_get(r, y, y_bytes);
+
+    ops->dev_free(&r->k, xp);
+    ops->dev_free(&r->k, y);
+    ops->weight_unload(&r->k, &w);
+    return out;
+}
+
+struct shape {
+    enum weight_type type;
+    int rows, cols, groups;
+};
+
+static const struct shape shapes[] = {
+    {WEIGHT_FP4, 96, 256, 1},   {WEIGHT_FP4, 64, 128, 1},   {WEIGHT_FP4, 200, 1024, 1},
+    {WEIGHT_FP8, 200, 384, 1},  {WEIGHT_FP8, 1, 128, 1},    {WEIGHT_FP8, 129, 1024, 1},
+    {WEIGHT_FP8, 128, 384, 2},  {WEIGHT_FP8, 96, 128, 4},   {WEIGHT_FP8, 256, 512, 2},
+    {WEIGHT_BF16, 63, 256, 1},  {WEIGHT_BF16, 65, 7, 1},    {WEIGHT_BF16, 2, 63, 1},
+    {WEIGHT_BF16, 130, 65, 1},  {WEIGHT_BF16, 64, 7168, 1}, {WEIGHT_BF16, 7, 1, 1},
+    {WEIGHT_BF16, 300, 130, 1},
+};
+enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
+
+static void products_agree_with_the_reference(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+    struct rig ref;
+
+    (void)state;
+    assert_true(rig_open(&ref, CPU_ISA_REF, &dims, 2));
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig fast;
+
+        if (!rig_open(&fast, levels[level], &dims, 3))
+            continue;
+        for (int i = 0; i < N_SHAPES; i++) {
+            const struct shape *s = &shapes[i];
+            struct rig_random random = {(uint64_t)i};
+            struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+            int T = i % 3 == 0 ? 1 : i % 3 == 1 ? 7 : 101;
+            size_t n = (size_t)T * (size_t)s->cols * (size_t)s->groups;
+            uint16_t *x = malloc(n * 2);
+            char what[80];
+
+            rig_bf16(&random, x, n, 1);
+            snprintf(what, sizeof(what), "%s, seed %d: type %d, [%d][%d], T %d", fast.k.ops->name,
+                     i, s->type, s->rows, s->cols, T);
+            uint16_t *want = product(&ref, &src, x, T, s->groups);
+            uint16_t *got = product(&fast, &src, x, T, s->groups);
+
+            rig_same_bf16(what, got, want, (size_t)T * (size_t)s->rows);
+            free(want);
+            free(got);
+            free(x);
+            rig_weight_free(&src);
+        }
+        rig_close(&fast);
+    }
+    rig_close(&ref);
+}
+
+/* One row at a time, several, all at once, one thread or three: the same bits. */
+static void a_row_has_the_same_bits_in_any_company(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+
+    (void)state;
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig one, three;
+
+        if (!rig_open(&one, levels[level], &dims, 1))
+            continue;
+        assert_true(rig_open(&three, levels[level], &dims, 3));
+        for (int i = 0; i < N_SHAPES; i++) {
+            const struct shape *s = &shapes[i];
+            struct rig_random random = {(uint64_t)(100 + i)};
+            struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+            size_t x_row = (size_t)s->cols * (size_t)s->groups;
+            uint16_t *x = malloc(T_MAX * x_row * 2);
+
+            rig_bf16(&random, x, T_MAX * x_row, 1);
+            uint16_t *whole = product(&three, &src, x, T_MAX, s->groups);
+
+            for (int t = 0, n = 1; t < T_MAX; t += n, n = n % 13 + 1) {
+                int some = T_MAX - t < n ? T_MAX - t : n;
+                uint16_t *part = product(&one, &src, x + (size_t)t * x_row, some, s->groups);
+
+                rig_same_bytes("rows of a product", part, whole + (size_t)t * (size_t)s->rows,
+                               (size_t)some * (size_t)s->rows * 2);
+                free(part);
+            }
+            free(whole);
+            free(x);
+            rig_weight_free(&src);
+        }
+        rig_close(&three);
+        rig_close(&one);
+    }
+}
+
+/* ---- levels among themselves ---- */
+
+static void all_levels_give_the_same_bits(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+    struct rig a, b;
+
+    (void)state;
+    if (!rig_open(&a, CPU_ISA_AVX2, &dims, 1))
+        return;
+    if (rig_open(&b, CPU_ISA_AVX512, &dims, 1)) {
+        for (int i = 0; i < N_SHAPES; i++) {
+            const struct shape *s = &shapes[i];
+            struct rig_random random = {(uint64_t)(200 + i)};
+            struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+            size_t n = (size_t)9 * (size_t)s->cols * (size_t)s->groups;
+            uint16_t *x = malloc(n * 2);
+
+            rig_bf16(&random, x, n, 1);
+            uint16_t *ya = product(&a, &src, x, 9, s->groups),
+                     *yb = product(&b, &src, x, 9, s->groups);
+
+            rig_same_bytes("avx2 and avx512", ya, yb, (size_t)9 * (size_t)s->rows * 2);
+            free(ya);
+            free(yb);
+            free(x);
+            rig_weight_free(&src);
+        }
+        rig_close(&b);
+    }
+    rig_close(&a);
+}
+
+/* ---- scales at the ends of their range ---- */
+
+static void extreme_scales_do_as_the_format_says(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+    struct rig ref;
+    static const uint8_t scales[] = {0, 1, 255, 64, 190};
+
+    (void)state;
+    assert_true(rig_open(&ref, CPU_ISA_REF, &dims, 1));
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig fast;
+
+        if (!rig_open(&fast, levels[level], &dims, 1))
+            continue;
+        for (int i = 0; i < 10; i++) {
+            struct rig_random random = {(uint64_t)(300 + i)};
+            enum weight_type type = i % 2 ? WEIGHT_FP4 : WEIGHT_FP8;
+            struct weight_src src = rig_weight(&random, type, 64, 256);
+            uint16_t x[3 * 256];
+
+            memset((void *)(uintptr_t)src.scale, scales[i / 2], type == WEIGHT_FP8 ? 1 : 128);
+            rig_bf16(&random, x, 3 * 256, 1);
+            uint16_t *want = product(&ref, &src, x, 3, 1), *got = product(&fast, &src, x, 3, 1);
+
+            rig_same_bf16("extreme scale", got, want, (size_t)3 * 64);
+            free(want);
+            free(got);
+            rig_weight_free(&src);
+        }
+        rig_close(&fast);
+    }
+    rig_close(&ref);
+}
+
+static void f32_scales_are_read_like_bytes(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+
+    (void)state;
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig fast;
+
+        if (!rig_open(&fast, levels[level], &dims, 1))
+            continue;
+        for (int i = 0; i < 2; i++) {
+            struct rig_random random = {(uint64_t)(400 + i)};
+            struct weight_src src = rig_weight(&random, i ? WEIGHT_FP4 : WEIGHT_FP8, 256, 256);
+            struct weight_src wide = src;
+            size_t n = i ? 256 * 8 : 4;
+            float *scale = malloc(n * sizeof(*scale));
+            uint16_t x[2 * 256];
+
+            for (size_t j = 0; j < n; j++)
+                scale[j] = 1.f / (float)(1 << (127 - ((const uint8_t *)src.scale)[j]));
+            wide.scale = scale;
+            wide.scale_is_f32 = true;
+            rig_bf16(&random, x, 2 * 256, 1);
+            uint16_t *want = product(&fast, &src, x, 2, 1), *got = product(&fast, &wide, x, 2, 1);
+
+            rig_same_bytes("f32 scales", got, want, (size_t)2 * 256 * 2);
+            free(want);
+            free(got);
+            free(scale);
+            rig_weight_free(&src);
+        }
+        rig_close(&fast);
+    }
+}
+
+/* ---- activations ---- */
+
+static void quantised_activations_are_the_reference_s(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+    struct rig ref;
+    enum { T = 64, N = 384 };
+    uint16_t *x = malloc(T * N * 2);
+    struct rig_random random = {7};
+
+    (void)state;
+    assert_true(rig_open(&ref, CPU_ISA_REF, &dims, 1));
+    for (int t = 0; t < T; t++) /* tiny to huge rows; some blocks 0, ties, steps of the grid */
+        rig_bf16(&random, x + t * N, N, t < 40 ? ldexpf(1, t - 20) : 1);
+    memset(x + 3 * N, 0, 256);
+    for (int i = 0; i < 256; i++)
+        x[41 * N + i] = (uint16_t)(0x3F80 + i);
+    for (int i = 0; i < 128; i++)
+        x[42 * N + i] = (uint16_t)(0x3880 + 8 * i);
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig fast;
+        struct rig *rigs[2] = {&ref, &fast};
+        uint16_t *rows[2];
+
+        if (!rig_open(&fast, levels[level], &dims, 2))
+            continue;
+        for (int i = 0; i < 2; i++) {
+            const struct kernel_ops *ops = rigs[i]->k.ops;
+            struct dev_ptr xp = rig_put(rigs[i], x, T * N * 2);
+            size_t row = ops->act_quant_bytes(&rigs[i]->k, N);
+            struct dev_ptr xq = rig_put(rigs[i], NULL, T * row);
+
+            ops->act_quant(&rigs[i]->k, xq, xp, T, N);
+            uint8_t *all = rig_get(rigs[i], xq, T * row);
+
+            rows[i] = malloc(T * N * 2);
+            for (int t = 0; t < T; t++)
+                memcpy(rows[i] + t * N, all + (size_t)t * row, N * 2);
+            free(all);
+            ops->dev_free(&rigs[i]->k, xp);
+            ops->dev_free(&rigs[i]->k, xq);
+        }
+        for (int i = 0; i < T * N; i++)
+            if (rows[0][i] != rows[1][i] && (rows[0][i] | rows[1][i]) != 0x8000)
+                fail_msg("row %d, element %d: x %04x, got %04x, expected %04x", i / N, i % N, x[i],
+                         rows[1][i], rows[0][i]);
+        free(rows[0]);
+        free(rows[1]);
+        rig_close(&fast);
+    }
+    rig_close(&ref);
+    free(x);
+}
+
+/* ---- experts ---- */
+
+struct layer {
+    struct weight_src src[3 * 17];
+    struct weight_src gate, bias, table;
+};
+
+static void layer_make(struct layer *l, const struct kernel_dims *d, enum weight_type experts)
+{
+    struct rig_random random = {11};
+
+    for (int e = 0; e <= d->n_experts; e++) {
+        enum weight_type type = e == 0 ? WEIGHT_FP8 : experts;
+
+        for (int i = 0; i < 3; i++)
+            l->src[3 * e + i] = rig_weight(&random, type, i == 1 ? d->hidden : d->moe_inter,
+                                           i == 1 ? d->moe_inter : d->hidden);
+    }
+    l->gate = rig_weight(&random, WEIGHT_BF16, d->n_experts, d->hidden);
+    l->bias = rig_weight(&random, WEIGHT_F32, 1, d->n_experts);
+    int64_t *table = malloc((size_t)(d->vocab * d->n_active) * sizeof(*table));
+
+    for (int i = 0; i < d->vocab; i++)
+        for (int j = 0; j < d->n_active; j++)
+            table[i * d->n_active + j] = (i * 7 + j * 5) % d->n_experts;
+    l->table = (struct weight_src){WEIGHT_I64, d->vocab, d->n_active, table, NULL, false, false};
+}
+
+static void layer_free(struct layer *l, const struct kernel_dims *d)
+{
+    for (int i = 0; i < 3 * (d->n_experts + 1); i++)
+        rig_weight_free(&l->src[i]);
+    rig_weight_free(&l->gate);
+    rig_weight_free(&l->bias);
+    rig_weight_free(&l->table);
+}
+
+struct moe_result {
+    int32_t *ids;
+    float *weights;
+    uint16_t *y;
+};
+
+/* Gate and experts of one backend for rows [t0, t0 + T) of x. given: ids and weights to use, or
+ * NULL. */
+static struct moe_result run_moe(struct rig *r, const struct layer *l, const uint16_t *x,
+                                 const int32_t *tokens, int T, bool hashed,
+                                 const struct moe_result *given)
+{
+    const struct kernel_ops *ops = r->k.ops;
+    const struct kernel_dims *d = &r->k.dims;
+    struct expert_weights e[17];
+    struct weight gate, bias, table;
+    size_t n = (size_t)T * (size_t)d->n_active;
+    struct dev_ptr xp = rig_put(r, x, (size_t)(T * d->hidden) * 2);
+    struct dev_ptr xq = rig_put(r, NULL, (size_t)T * ops->act_quant_bytes(&r->k, d->hidden));
+    struct dev_ptr y = rig_put(r, NULL, (size_t)(T * d->hidden) * 2);
+    struct dev_ptr ids = rig_put(r, NULL, n * 4), weights = rig_put(r, NULL, n * 4);
+    struct dev_ptr tok = rig_put(r, tokens, (size_t)T * 4);
+    struct moe_result out;
+
+    for (int i = 0; i <= d->n_experts; i++) {
+        assert_int_equal(ops->weight_load(&r->k, &l->src[3 * i], &e[i].w1), 0);
+        assert_int_equal(ops->weight_load(&r->k, &l->src[3 * i + 1], &e[i].w2), 0);
+        assert_int_equal(ops->weight_load(&r->k, &l->src[3 * i + 2], &e[i].w3), 0);
+    }
+    assert_int_equal(ops->weight_load(&r->k, &l->gate, &gate), 0);
+    assert_int_equal(ops->weight_load(&r->k, &l->bias, &bias), 0);
+    assert_int_equal(ops->weight_load(&r->k, &l->table, &table), 0);
+    ops->gate(&r->k, ids, weights, xp, &gate, hashed ? NULL : &bias, hashed ? &table : NULL, tok,
+              T);
+    out.ids = rig_get(r, ids, n * 4);
+    out.weights = rig_get(r, weights, n * 4);
+    if (given != NULL) {
+        ops->dev_write(&r->k, ids, given->ids, n * 4);
+        ops->dev_write(&r->k, weights, given->weights, n * 4);
+    }
+    ops->act_quant(&r->k, xq, xp, T, d->hidden);
+    ops->moe(&r->k, y, xq, ids, weights, e + 1, e, T);
+    out.y = rig_get(r, y, (size_t)(T * d->hidden) * 2);
+    for (int i = 0; i <= d->n_experts; i++) {
+        ops->weight_unload(&r->k, &e[i].w1);
+        ops->weight_unload(&r->k, &e[i].w2);
+        ops->weight_unload(&r->k, &e[i].w3);
+    }
+    ops->weight_unload(&r->k, &gate);
+    ops->weight_unload(&r->k, &bias);
+    ops->weight_unload(&r->k, &table);
+    struct dev_ptr all[] = {xp, xq, y, ids, weights, tok};
+
+    for (int i = 0; i < 6; i++)
+        ops->dev_free(&r->k, all[i]);
+    return out;
+}
+
+static void result_free(struct moe_result *m)
+{
+    free(m->ids);
+    free(m->weights);
+    free(m->y);
+}
+
+/* Rows of y may each differ by a flipped rounding of a hidden value: a few steps in few elements.
+ */
+static void same_rows(const char *what, const uint16_t *got, const uint16_t *want, int T, int d)
+{
+    int n_equal = 0;
+
+    for (int t = 0; t < T; t++) {
+        double error = 0, size = 0;
+
+        for (int i = 0; i < d; i++) {
+            uint32_t a = (uint32_t)got[t * d + i] << 16, b = (uint32_t)want[t * d + i] << 16;
+            float fa, fb;
+
+            memcpy(&fa, &a, 4);
+            memcpy(&fb, &b, 4);
+            error += ((double)fa - (double)fb) * ((double)fa - (double)fb);
+            size += (double)fb * (double)fb;
+        }
+        n_equal += error == 0;
+        if (!(error <= 0.04 * 0.04 * size))
+            fail_msg("%s: row %d is off by %g of its RMS", what, t, sqrt(error / size));
+    }
+    if (n_equal < T / 3)
+        fail_msg("%s: only %d of %d rows are equal in every bit", what, n_equal, T);
+}
+
+static void experts_agree_with_the_reference(void **state)
+{
+    struct kernel_dims d = rig_dims();
+    enum { T = 40 };
+    uint16_t *x = malloc((size_t)(T * d.hidden) * 2);
+    int32_t tokens[T];
+    struct rig_random random = {5};
+    struct rig ref;
+
+    (void)state;
+    rig_bf16(&random, x, (size_t)(T * d.hidden), 1);
+    for (int t = 0; t < T; t++)
+        tokens[t] = t * 11 % d.vocab;
+    assert_true(rig_open(&ref, CPU_ISA_REF, &d, 2));
+    for (int kind = 0; kind < 2; kind++) {
+        struct layer l;
+
+        layer_make(&l, &d, kind == 0 ? WEIGHT_FP4 : WEIGHT_FP8);
+        struct moe_result want = run_moe(&ref, &l, x, tokens, T, kind == 1, NULL);
+
+        for (int level = 0; level < N_LEVELS; level++) {
+            struct rig fast;
+
+            if (!rig_open(&fast, levels[level], &d, 3))
+                continue;
+            struct moe_result got = run_moe(&fast, &l, x, tokens, T, kind == 1, &want);
+
+            rig_same_bytes("expert ids", got.ids, want.ids, (size_t)(T * d.n_active) * 4);
+            rig_same_f32("expert weights", got.weights, want.weights, (size_t)(T * d.n_active));
+            same_rows(fast.k.ops->name, got.y, want.y, T, d.hidden);
+            result_free(&got);
+            rig_close(&fast);
+        }
+        result_free(&want);
+        layer_free(&l, &d);
+    }
+    rig_close(&ref);
+    free(x);
+}
+
+static void a_token_s_experts_do_not_depend_on_its_batch(void **state)
+{
+    struct kernel_dims d = rig_dims();
+    enum { T = 120 };
+    uint16_t *x = malloc((size_t)(T * d.hidden) * 2);
+    int32_t tokens[T];
+    struct rig_random random = {6};
+    struct layer l;
+
+    (void)state;
+    rig_bf16(&random, x, (size_t)(T * d.hidden), 1);
+    for (int t = 0; t < T; t++)
+        tokens[t] = t % 3; /* few experts, many tokens each */
+    layer_make(&l, &d, WEIGHT_FP4);
+    for (int level = 0; level < N_LEVELS; level++)
+        for (int hashed = 0; hashed < 2; hashed++) {
+            struct rig one, three;
+
+            if (!rig_open(&one, levels[level], &d, 1))
+                continue;
+            assert_true(rig_open(&three, levels[level], &d, 3));
+            struct moe_result all = run_moe(&three, &l, x, tokens, T, hashed, NULL);
+
+            for (int t = 0, n = 1; t < T; t += n, n = n * 3 % 17 + 1) {
+                int some = T - t < n ? T - t : n;
+                struct moe_result part =
+                    run_moe(&one, &l, x + t * d.hidden, tokens + t, some, hashed, NULL);
+
+                rig_same_bytes("ids", part.ids, all.ids + t * d.n_active,
+                               (size_t)(some * d.n_active) * 4);
+                rig_same_bytes("weights", part.weights, all.weights + t * d.n_active,
+                               (size_t)(some * d.n_active) * 4);
+                rig_same_bytes("y", part.y, all.y + t * d.hidden, (size_t)(some * d.hidden) * 2);
+                result_free(&part);
+            }
+            result_free(&all);
+            rig_close(&three);
+            rig_close(&one);
+        }
+    layer_free(&l, &d);
+    free(x);
+}
+
+/* ---- opening ---- */
+
+static void a_level_above_the_processor_s_is_refused(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+    struct kernel_env env = {0};
+    struct kernels k;
+
+    (void)state;
+    if (kernels_cpu_best() == CPU_ISA_AVX512)
+        return;
+    assert_int_equal(kernels_open_cpu(&k, CPU_ISA_AVX512, &dims, &env), -1);
+    assert_non_null(strstr(k.error, "avx512"));
+}
+
+static void an_fp4_matrix_of_odd_width_is_refused(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+
+    (void)state;
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig r;
+        struct weight w;
+        struct weight_src src = {WEIGHT_FP4, 64, 40, "", "", false, false};
+
+        if (!rig_open(&r, levels[level], &dims, 1))
+            continue;
+        assert_int_equal(r.k.ops->weight_load(&r.k, &src, &w), -1);
+        assert_non_null(strstr(r.k.error, "40 columns"));
+        rig_close(&r);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_agree_with_the_reference),
+        cmocka_unit_test(a_row_has_the_same_bits_in_any_company),
+        cmocka_unit_test(all_levels_give_the_same_bits),
+        cmocka_unit_test(extreme_scales_do_as_the_format_says),
+        cmocka_unit_test(f32_scales_are_read_like_bytes),
+        cmocka_unit_test(quantised_activations_are_the_reference_s),
+        cmocka_unit_test(experts_agree_with_the_reference),
+        cmocka_unit_test(a_token_s_experts_do_not_depend_on_its_batch),
+        cmocka_unit_test(a_level_above_the_processor_s_is_refused),
+        cmocka_unit_test(an_fp4_matrix_of_odd_width_is_refused),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
