@@ -32,6 +32,7 @@ enum op {
     OP_PUT,
     OP_CANCEL,
     OP_WAIT,
+    OP_PEEK,
     OP_VERIFY,
     OP_TRANSPORT,
     OP_FLIPS,
@@ -249,6 +250,11 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
         await_slot(slot, NULL, &a->st);
         a->result = slot->result;
         buf_append(out, slot->crc, slot->result.n_groups * sizeof(uint32_t));
+        break;
+    case OP_PEEK:
+        pthread_mutex_lock(&lock);
+        a->result = slot->result;
+        pthread_mutex_unlock(&lock);
         break;
     case OP_TRANSPORT:
         transfer_peer_transport(peer, text, sizeof(text));
@@ -493,6 +499,11 @@ struct node_result node_wait(struct node *n, uint64_t id, uint32_t *crc)
     free(room);
     must(a);
     return a.result;
+}
+
+struct node_result node_peek(struct node *n, uint64_t id)
+{
+    return ask(n, (struct request){.op = OP_PEEK, .x = id}, NULL, NULL, 0).result;
 }
 
 struct node_result node_verify(struct node *n, const struct transfer_piece *pieces, size_t n_pieces,

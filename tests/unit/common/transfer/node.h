@@ -72,6 +72,9 @@ void node_cancel(struct node *n, uint64_t id);
 
 /** @param crc  out, [n_groups]; may be NULL */
 struct node_result node_wait(struct node *n, uint64_t id, uint32_t *crc);
+
+/** What is known of a put now; calls is 0 while it is under way. */
+struct node_result node_peek(struct node *n, uint64_t id);
 struct node_result node_verify(struct node *n, const struct transfer_piece *pieces, size_t n_pieces,
                                const uint32_t *expected, uint32_t n_groups);
 void node_transport(struct node *n, char *out, size_t cap);

@@ -8,43 +8,7 @@
 #include <cmocka.h>
 
 #include "common/base/crc32c.h"
-#include "node.h"
-
-enum { SLAB = 24 << 20, CANARY = 0xA5, DESC_MAX = 1 << 16 };
-
-struct pair {
-    struct node from, to;
-};
-
-static struct pair pair_open(enum transfer_kind kind)
-{
-    struct transfer_options opt = {.transport = kind};
-    struct pair p = {node_fork(), node_fork()};
-    char desc[DESC_MAX];
-    struct status st;
-    size_t len;
-
-    assert_int_equal(node_start(&p.from, &opt, &st), ST_OK);
-    assert_int_equal(node_start(&p.to, &opt, &st), ST_OK);
-    node_slab(&p.from, 0, SLAB, false);
-    node_slab(&p.from, 1, SLAB / 8, false);
-    node_slab(&p.to, 0, SLAB, false);
-    node_slab(&p.to, 1, SLAB / 8, false);
-    node_fill(&p.from, 0, 1000, false);
-    node_fill(&p.from, 1, 1001, false);
-    node_fill(&p.to, 0, CANARY, true);
-    node_fill(&p.to, 1, CANARY, true);
-    len = node_describe(&p.to, desc, sizeof(desc));
-    if (node_open(&p.from, desc, len, &st) != ST_OK)
-        fail_msg("%s", st.msg);
-    return p;
-}
-
-static void pair_end(struct pair *p)
-{
-    node_end(&p->from);
-    node_end(&p->to);
-}
+#include "pair.h"
 
 /* Scatters n pieces over slab 0 of both sides: unit i of one goes to a shuffled unit of the other;
  * lengths vary, so that every unit ends in canaries. */
@@ -155,12 +119,204 @@ static void auto_takes_shared_memory_on_one_machine(void **state)
     scattered_pieces_arrive(TRANSFER_AUTO, "shm (");
 }
 
+static void a_flipped_bit_is_found_by_verify(void **state)
+{
+    enum { N = 300, GROUPS = 10 };
+    struct pair p = pair_open(TRANSFER_SHM);
+    struct transfer_piece *pieces = scatter(N, GROUPS), *own = as_received(pieces, N);
+    uint32_t crc[GROUPS];
+    struct node_result r;
+    struct status st;
+
+    (void)state;
+    node_flips(&p.from, 1);
+    assert_int_equal(node_put(&p.from, 1, pieces, N, GROUPS, &st), ST_OK);
+    assert_int_equal(node_wait(&p.from, 1, crc).status.code, ST_OK);
+    check_groups(pieces, N, crc, GROUPS); /* of the true bytes */
+    r = node_verify(&p.to, own, N, crc, GROUPS);
+    assert_int_equal(r.status.code, ST_CORRUPT);
+    assert_non_null(strstr(r.status.msg, "group 0"));
+    assert_non_null(strstr(r.status.msg, "1 of 10"));
+    /* Only one put was to be spoilt: sending again repairs it. */
+    assert_int_equal(node_put(&p.from, 2, pieces, N, GROUPS, &st), ST_OK);
+    assert_int_equal(node_wait(&p.from, 2, crc).status.code, ST_OK);
+    assert_int_equal(node_verify(&p.to, own, N, crc, GROUPS).status.code, ST_OK);
+    free(pieces);
+    free(own);
+    pair_end(&p);
+}
+
+static void a_put_of_nothing_is_a_flush(void **state)
+{
+    struct pair p = pair_open(TRANSFER_SHM);
+    struct transfer_piece empty = {.slab = 0, .local_off = SLAB, .remote_off = SLAB};
+    struct node_result r;
+    struct status st;
+
+    (void)state;
+    assert_int_equal(node_put(&p.from, 1, NULL, 0, 0, &st), ST_OK);
+    r = node_wait(&p.from, 1, NULL);
+    assert_int_equal(r.status.code, ST_OK);
+    assert_int_equal(r.bytes, 0);
+    assert_int_equal(node_put(&p.from, 2, &empty, 1, 1, &st), ST_OK);
+    r = node_wait(&p.from, 2, NULL);
+    assert_int_equal(r.status.code, ST_OK);
+    assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
+    pair_end(&p);
+}
+
+static void a_piece_outside_either_slab_is_refused_before_anything_is_sent(void **state)
+{
+    static const struct transfer_piece bad[] = {
+        {.local_off = SLAB, .bytes = 1},
+        {.remote_off = SLAB, .bytes = 1},
+        {.local_off = 1, .bytes = SLAB},
+        {.remote_off = 1, .bytes = SLAB},
+        {.local_off = UINT64_MAX, .bytes = 2},
+        {.remote_off = UINT64_MAX - 1, .bytes = 8},
+        {.bytes = UINT64_MAX},
+        {.slab = -1, .bytes = 1},
+        {.slab = TRANSFER_SLABS_MAX, .bytes = 1},
+        {.slab = 2, .bytes = 1},                        /* neither side has it */
+        {.slab = 1, .local_off = SLAB / 2, .bytes = 1}, /* in slab 0 it would fit */
+        {.bytes = 1, .group = 2},
+    };
+    struct pair p = pair_open(TRANSFER_SHM);
+    struct status st;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct transfer_piece pieces[2] = {{.bytes = 64}, bad[i]};
+        uint32_t crc[2] = {0};
+
+        assert_int_equal(node_put(&p.from, i, pieces, 2, 2, &st), ST_INVALID);
+        assert_non_null(strstr(st.msg, "piece 1"));
+        if (bad[i].remote_off == 0) {
+            struct node_result r = node_verify(&p.to, pieces, 2, crc, 2);
+
+            assert_int_equal(r.status.code, ST_INVALID);
+        }
+    }
+    assert_int_equal(node_put(&p.from, 63, NULL, 0, 0, &st), ST_OK); /* flushes what there was */
+    assert_int_equal(node_wait(&p.from, 63, NULL).status.code, ST_OK);
+    assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
+    pair_end(&p);
+}
+
+static void a_cancelled_put_ends_once_and_writes_nothing_after(enum transfer_kind kind)
+{
+    struct pair p = pair_open(kind);
+    struct transfer_piece small = {.slab = 1, .bytes = 100};
+    struct node_result r;
+    struct status st;
+
+    pair_endless_put(&p, 1);
+    /* The small one ends while the endless one is under way: they take turns. */
+    assert_int_equal(node_put(&p.from, 2, &small, 1, 1, &st), ST_OK);
+    assert_int_equal(node_wait(&p.from, 2, NULL).status.code, ST_OK);
+    assert_int_equal(node_peek(&p.from, 1).calls, 0);
+    node_cancel(&p.from, 1);
+    node_cancel(&p.from, 1);
+    node_cancel(&p.from, 77); /* nobody's */
+    r = node_wait(&p.from, 1, NULL);
+    assert_int_equal(r.status.code, ST_CANCELLED);
+    node_fill(&p.to, 0, CANARY, true);
+    node_cancel(&p.from, 1); /* late */
+    assert_int_equal(node_put(&p.from, 3, &small, 1, 1, &st), ST_OK);
+    assert_int_equal(node_wait(&p.from, 3, NULL).status.code, ST_OK);
+    assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
+    assert_int_equal(node_peek(&p.from, 1).calls, 1);
+    pair_end(&p);
+}
+
+static void a_cancelled_put_ends_once_over_shared_memory(void **state)
+{
+    (void)state;
+    a_cancelled_put_ends_once_and_writes_nothing_after(TRANSFER_SHM);
+}
+
+static void a_cancelled_put_ends_once_over_tcp(void **state)
+{
+    (void)state;
+    a_cancelled_put_ends_once_and_writes_nothing_after(TRANSFER_TCP);
+}
+
+static void closing_ends_puts_as_unavailable(enum transfer_kind kind)
+{
+    struct pair p = pair_open(kind);
+    struct node_result r;
+
+    pair_endless_put(&p, 1);
+    pair_endless_put(&p, 2);
+    node_close(&p.from);
+    r = node_peek(&p.from, 1);
+    assert_int_equal(r.calls, 1);
+    assert_int_equal(r.status.code, ST_UNAVAILABLE);
+    assert_int_equal(node_peek(&p.from, 2).calls, 1);
+    node_fill(&p.to, 0, CANARY, true);
+    assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
+    pair_end(&p);
+}
+
+static void closing_ends_puts_as_unavailable_over_shared_memory(void **state)
+{
+    (void)state;
+    closing_ends_puts_as_unavailable(TRANSFER_SHM);
+}
+
+static void closing_ends_puts_as_unavailable_over_tcp(void **state)
+{
+    (void)state;
+    closing_ends_puts_as_unavailable(TRANSFER_TCP);
+}
+
+static void stopping_ends_puts_as_cancelled(void **state)
+{
+    struct pair p = pair_open(TRANSFER_TCP);
+    struct node_result r;
+
+    (void)state;
+    pair_endless_put(&p, 1);
+    pair_endless_put(&p, 2);
+    node_stop(&p.from);
+    r = node_peek(&p.from, 1);
+    assert_int_equal(r.calls, 1);
+    assert_int_equal(r.status.code, ST_CANCELLED);
+    assert_int_equal(node_peek(&p.from, 2).calls, 1);
+    pair_end(&p);
+}
+
+static void memory_of_the_callers_works_as_well(void **state)
+{
+    enum { N = 500, GROUPS = 7 };
+    struct pair p = pair_open_with(TRANSFER_AUTO, true);
+    struct transfer_piece *pieces = scatter(N, GROUPS);
+    uint32_t crc[GROUPS];
+    struct status st;
+
+    (void)state;
+    assert_int_equal(node_put(&p.from, 1, pieces, N, GROUPS, &st), ST_OK);
+    assert_int_equal(node_wait(&p.from, 1, crc).status.code, ST_OK);
+    check_arrived(&p, pieces, N);
+    free(pieces);
+    pair_end(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scattered_pieces_arrive_over_shared_memory),
         cmocka_unit_test(scattered_pieces_arrive_over_tcp),
         cmocka_unit_test(auto_takes_shared_memory_on_one_machine),
+        cmocka_unit_test(memory_of_the_callers_works_as_well),
+        cmocka_unit_test(a_flipped_bit_is_found_by_verify),
+        cmocka_unit_test(a_put_of_nothing_is_a_flush),
+        cmocka_unit_test(a_piece_outside_either_slab_is_refused_before_anything_is_sent),
+        cmocka_unit_test(a_cancelled_put_ends_once_over_shared_memory),
+        cmocka_unit_test(a_cancelled_put_ends_once_over_tcp),
+        cmocka_unit_test(closing_ends_puts_as_unavailable_over_shared_memory),
+        cmocka_unit_test(closing_ends_puts_as_unavailable_over_tcp),
+        cmocka_unit_test(stopping_ends_puts_as_cancelled),
     };
 
     return cmocka_run_group_tests_name("transfer put", tests, NULL, NULL);
