@@ -2,12 +2,21 @@
 #include "kernels/ref/ref.h"
 
 #include <assert.h>
+#include <cpuid.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- what this processor has ---- */
+
+/* clang 14 knows no __builtin_cpu_supports("f16c"). */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
 
 static bool has_avx512(void)
 {
@@ -22,6 +31,8 @@ enum cpu_isa kernels_cpu_best(void)
     __builtin_cpu_init();
     if (has_avx512())
         return CPU_ISA_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+        return CPU_ISA_AVX2;
     return CPU_ISA_REF;
 }
 
@@ -141,10 +152,15 @@ static bool alloc_workspace(struct cpu *c, const struct kernel_dims *d)
 static void fill(struct cpu *c, enum cpu_isa isa)
 {
     c->ops = kernels_ref_ops;
-    (void)isa;
-    c->ops.name = "cpu-avx512";
-    c->panels = panel_kernels_avx512();
-    c->rows = &cpu_rows_avx512;
+    if (isa == CPU_ISA_AVX512) {
+        c->ops.name = "cpu-avx512";
+        c->panels = panel_kernels_avx512();
+        c->rows = &cpu_rows_avx512;
+    } else {
+        c->ops.name = "cpu-avx2";
+        c->panels = panel_kernels_avx2();
+        c->rows = &cpu_rows_avx2;
+    }
     c->ops.index_select = cpu_index_select;
     c->ops.attention = cpu_attention;
     cpu_weight_fill(&c->ops);
@@ -167,7 +183,7 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
                  names[isa], names[kernels_cpu_best()]);
         return -1;
     }
-    if (isa != CPU_ISA_AVX512)
+    if (isa == CPU_ISA_REF)
         return kernels_ref_open(k);
     c = calloc(1, sizeof(*c));
     if (c != NULL) {

@@ -62,22 +62,36 @@ static void pack_fp8(uint8_t *dst, const uint8_t *rows, int n_rows, int64_t cols
     }
 }
 
-/* A 64-byte unit holds 16 rows of 8 columns: word 2r (+ 1) holds the even (odd) columns of row r,
- * column 2i (2i + 1) in nibble i. Shifting all words by 4i and looking up the low nibbles leaves
- * one dword of bf16 pairs per row, pair i. */
-static uint32_t fp4_unit(const uint8_t *src)
+/* 8 columns of one row (4 bytes) into their place among the 256 bytes of 64 rows.
+ *
+ * PANEL_ORDER_16: dword r; its low (high) word holds the even (odd) columns, pair i in nibble i.
+ * Shifting all words by 4i and looking up the low nibbles leaves one dword of bf16 pairs per row.
+ * PANEL_ORDER_8: the bytes lie as FP8 codes of 4 columns in PANEL_ORDER_16: low nibbles hold
+ * columns 0 .. 3, high nibbles 4 .. 7. Looking up nibbles gives the two bytes of a bf16, VPUNPCK
+ * joins them. */
+static void fp4_unit(uint8_t *dst, const uint8_t *src, int row, enum panel_order order)
 {
     uint32_t even = 0, odd = 0;
 
+    if (order == PANEL_ORDER_8) {
+        for (int c = 0; c < 4; c++) {
+            int shift = 4 * (c % 2), low = src[c / 2] >> shift & 15,
+                high = src[2 + c / 2] >> shift & 15;
+
+            dst[fp8_place(PANEL_ORDER_16, row, c)] = (uint8_t)(low | high << 4);
+        }
+        return;
+    }
     for (int i = 0; i < 4; i++) {
         even |= (uint32_t)(src[i] & 15) << (4 * i);
         odd |= (uint32_t)(src[i] >> 4) << (4 * i);
     }
-    return even | odd << 16;
+    even |= odd << 16;
+    memcpy(dst + 4 * row, &even, 4);
 }
 
 static void pack_fp4(uint8_t *dst, const uint8_t *rows, const uint8_t *scales, int n_rows,
-                     int64_t cols)
+                     int64_t cols, enum panel_order order)
 {
     int64_t n_groups = cols / PANEL_FP4_GROUP;
 
@@ -87,11 +101,8 @@ static void pack_fp4(uint8_t *dst, const uint8_t *rows, const uint8_t *scales, i
         for (int64_t g = 0; g < n_groups; g++) {
             uint8_t *at = dst + (size_t)g * PANEL_FP4_BYTES;
 
-            for (int j = 0; j < 4; j++) {
-                uint32_t unit = fp4_unit(src + g * 16 + j * 4);
-
-                memcpy(at + j * 256 + 4 * r, &unit, 4);
-            }
+            for (int j = 0; j < 4; j++)
+                fp4_unit(at + j * 256, src + g * 16 + j * 4, r, order);
             at[1024 + r] = scales[(size_t)r * (size_t)n_groups + (size_t)g];
         }
     }
@@ -133,7 +144,7 @@ void panel_pack(uint8_t *dst, const struct weight_src *src, int64_t i, enum pane
         /* With f32 scales any readable bytes will do first; the right ones follow. */
         pack_fp4(dst, data + (size_t)(first * src->cols / 2),
                  (const uint8_t *)src->scale + (src->scale_is_f32 ? 0 : (size_t)(first * n_groups)),
-                 n_rows, src->cols);
+                 n_rows, src->cols, order);
         if (src->scale_is_f32)
             pack_fp4_f32_scales(dst, src, first, n_rows);
         break;

@@ -34,6 +34,7 @@
 
 enum {
     PANEL_ROWS = 64,
+    PANEL_TILE = 6,        /* x rows multiplied at a time */
     PANEL_CHUNK = 128,     /* columns decoded at a time when several x rows share a panel */
     PANEL_FP4_GROUP = 32,  /* columns of one FP4 scale */
     PANEL_FP4_BYTES = 1088 /* one group of a panel: 1024 B of codes, 64 B of scales */
@@ -46,15 +47,15 @@ struct panel {
     int cols;
 };
 
-/* How the codes of FP8 lie inside 256 bytes; the ISA chooses. */
+/* How FP8 and FP4 codes lie inside a unit; the ISA chooses. */
 enum panel_order { PANEL_ORDER_16, PANEL_ORDER_8 };
 
 /* Decoded weights of one chunk; every thread owns one. Aligned to 64. */
 struct panel_scratch {
     float w[PANEL_CHUNK * PANEL_ROWS];          /* as f32, or in its first half as bf16 pairs */
     float scale[PANEL_CHUNK / 32 * PANEL_ROWS]; /* FP4: per group and row */
-    float x[6 * PANEL_CHUNK];                   /* x rows of one tile, as f32 */
-    uint16_t tail[6 * PANEL_CHUNK];             /* x rows of a last short chunk, zero-padded */
+    float x[PANEL_TILE * PANEL_CHUNK];          /* x rows of one tile, as f32 */
+    uint16_t tail[PANEL_TILE * PANEL_CHUNK];    /* x rows of a last short chunk, zero-padded */
 };
 
 /**

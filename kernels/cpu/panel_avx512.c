@@ -10,16 +10,12 @@
  * 24 accumulators; the sums of earlier groups stay in memory (the caller's out), touched once a
  * group.
  */
-#include "kernels/cpu/panel.h"
+#include "kernels/cpu/panel_chunks.h"
 
 #include <immintrin.h>
-#include <string.h>
 #include <time.h>
 
-enum { TILE = 6, LANES = 16, BLOCKS = PANEL_ROWS / LANES };
-
-#define UNROLL _Pragma("GCC unroll 16")
-#define INLINE static inline __attribute__((always_inline))
+enum { LANES = 16, BLOCKS = PANEL_ROWS / LANES };
 
 /* ---- decoding -------------------------------------------------------------------------------- */
 
@@ -423,14 +419,6 @@ INLINE void tile_fma(float *out, const float *w, const float *x, int n_pairs, co
     tile_finish(out, s, scale, n_x);
 }
 
-/* A chunk in L1 and what multiplies it. */
-struct chunk {
-    const void *w;
-    const float *scale; /* FP4: [groups][64]; FP8: [64]; BF16: NULL */
-    int n_cols;         /* padded to even */
-    int group;          /* columns a scale serves */
-};
-
 INLINE void tile_chunk(float *out, const struct chunk *c, const uint16_t *const *x, const float *xf,
                        const int n_x, const bool fma)
 {
@@ -449,49 +437,18 @@ INLINE void tile_chunk(float *out, const struct chunk *c, const uint16_t *const 
     }
 }
 
-INLINE void tile_any(float *out, const struct chunk *c, const uint16_t *const *x, const float *xf,
-                     int n_x, const bool fma)
+static void tile_with_dot(float *out, const struct chunk *c, const uint16_t *const *x,
+                          const float *xf, int n_x)
 {
-    switch (n_x) {
-    case 1:
-        tile_chunk(out, c, x, xf, 1, fma);
-        break;
-    case 2:
-        tile_chunk(out, c, x, xf, 2, fma);
-        break;
-    case 3:
-        tile_chunk(out, c, x, xf, 3, fma);
-        break;
-    case 4:
-        tile_chunk(out, c, x, xf, 4, fma);
-        break;
-    case 5:
-        tile_chunk(out, c, x, xf, 5, fma);
-        break;
-    default:
-        tile_chunk(out, c, x, xf, 6, fma);
-        break;
-    }
+    TILE_BY_COUNT(tile_chunk, out, c, x, xf, n_x, false)
 }
 
-/* x rows of a tile at column k, n of them; a short tail is copied and padded with zeros. */
-static void tile_rows(const uint16_t **to, const uint16_t *const *x, int n_x, int k, int n,
-                      struct panel_scratch *scratch)
-{
-    for (int i = 0; i < n_x; i++) {
-        to[i] = x[i] + k;
-        if (n % 32 != 0) {
-            uint16_t *tail = scratch->tail + i * PANEL_CHUNK;
+static void tile_with_fma(float *out, const struct chunk *c, const uint16_t *const *x,
+                          const float *xf,
+                          int n_x){TILE_BY_COUNT(tile_chunk, out, c, x, xf, n_x, true)}
 
-            memset(tail, 0, PANEL_CHUNK * sizeof(*tail));
-            memcpy(tail, x[i] + k, (size_t)n * sizeof(*tail));
-            to[i] = tail;
-        }
-    }
-}
-
-static struct chunk chunk_decode(const struct panel *p, int k, int n, struct panel_scratch *scratch,
-                                 const bool fma)
+INLINE struct chunk
+    chunk_decode(const struct panel *p, int k, int n, struct panel_scratch *scratch, const bool fma)
 {
     struct chunk c = {.w = scratch->w, .scale = scratch->scale, .group = PANEL_CHUNK};
 
@@ -519,25 +476,16 @@ static struct chunk chunk_decode(const struct panel *p, int k, int n, struct pan
     return c;
 }
 
-INLINE void multiply_many(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
-                          struct panel_scratch *scratch, const bool fma)
+static struct chunk decode_for_dot(const struct panel *p, int k, int n,
+                                   struct panel_scratch *scratch)
 {
-    memset(out, 0, (size_t)n_x * PANEL_ROWS * sizeof(*out));
-    for (int k = 0; k < p->cols; k += PANEL_CHUNK) {
-        int n = p->cols - k < PANEL_CHUNK ? p->cols - k : PANEL_CHUNK;
-        struct chunk c = chunk_decode(p, k, n, scratch, fma);
+    return chunk_decode(p, k, n, scratch, false);
+}
 
-        for (int i = 0; i < n_x; i += TILE) {
-            int n_tile = n_x - i < TILE ? n_x - i : TILE;
-            const uint16_t *rows[TILE];
-
-            tile_rows(rows, x + i, n_tile, k, n, scratch);
-            if (fma)
-                for (int j = 0; j < n_tile; j++)
-                    widen(scratch->x + j * PANEL_CHUNK, rows[j], (n + 31) / 32 * 32);
-            tile_any(out + i * PANEL_ROWS, &c, rows, scratch->x, n_tile, fma);
-        }
-    }
+static struct chunk decode_for_fma(const struct panel *p, int k, int n,
+                                   struct panel_scratch *scratch)
+{
+    return chunk_decode(p, k, n, scratch, true);
 }
 
 /* ---- choice ---------------------------------------------------------------------------------- */
@@ -546,7 +494,7 @@ static void multiply_dot(float *out, const struct panel *p, const uint16_t *cons
                          struct panel_scratch *scratch)
 {
     if (n_x > 1 || p->cols % 32 != 0)
-        multiply_many(out, p, x, n_x, scratch, false);
+        multiply_chunks(out, p, x, n_x, scratch, decode_for_dot, tile_with_dot, NULL);
     else if (p->type == WEIGHT_FP4)
         one_fp4_dot(out, p, x[0]);
     else if (p->type == WEIGHT_FP8)
@@ -559,7 +507,7 @@ static void multiply_fma(float *out, const struct panel *p, const uint16_t *cons
                          struct panel_scratch *scratch)
 {
     if (n_x > 1 || p->cols % 32 != 0)
-        multiply_many(out, p, x, n_x, scratch, true);
+        multiply_chunks(out, p, x, n_x, scratch, decode_for_fma, tile_with_fma, widen);
     else if (p->type == WEIGHT_FP4)
         one_fp4_fma(out, p, x[0]);
     else if (p->type == WEIGHT_FP8)

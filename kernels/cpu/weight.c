@@ -15,6 +15,7 @@
 struct pack_job {
     const struct weight_src *src;
     uint8_t *data;
+    float *scale; /* FP8 */
     size_t panel_bytes;
     enum panel_order order;
 };
@@ -54,6 +55,28 @@ static size_t scale_count(const struct weight_src *src)
     return (size_t)((src->rows + 127) / 128) * (size_t)((src->cols + 127) / 128);
 }
 
+/* PANEL_ORDER_8 has no NaN codes: a tile that holds one gets a NaN scale. item: 128 rows. */
+static void poison_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct pack_job *job = arg;
+    const struct weight_src *src = job->src;
+    int64_t n_tiles = (src->cols + 127) / 128;
+    int64_t end = (item + 1) * 128 < src->rows ? (item + 1) * 128 : src->rows;
+
+    (void)part;
+    for (int64_t r = item * 128; r < end; r++)
+        for (int64_t tile = 0; tile < n_tiles; tile++) {
+            const uint8_t *code = (const uint8_t *)src->data + r * src->cols + tile * 128;
+            int64_t n = src->cols - tile * 128 < 128 ? src->cols - tile * 128 : 128;
+            bool nan = false;
+
+            for (int64_t i = 0; i < n; i++)
+                nan |= (code[i] & 127) == 127;
+            if (nan)
+                job->scale[item * n_tiles + tile] = NAN;
+        }
+}
+
 static int cpu_weight_load(struct kernels *k, const struct weight_src *src, struct weight *out)
 {
     struct cpu *c = cpu_of(k);
@@ -78,9 +101,12 @@ static int cpu_weight_load(struct kernels *k, const struct weight_src *src, stru
         snprintf(k->error, sizeof(k->error), "no memory for %zu bytes of weights", w.bytes);
         return -1;
     }
+    job.scale = (float *)(void *)(job.data + data_bytes);
     cpu_run(k, n_panels, pack_item, &job);
     if (n_scales > 0)
-        scales_to_f32((float *)(void *)(job.data + data_bytes), src, n_scales);
+        scales_to_f32(job.scale, src, n_scales);
+    if (n_scales > 0 && job.order == PANEL_ORDER_8)
+        cpu_run(k, (src->rows + 127) / 128, poison_item, &job);
     w.data.addr = (uintptr_t)job.data;
     w.scale.addr = n_scales > 0 ? (uintptr_t)(job.data + data_bytes) : 0;
     w.layout = CPU_PANELS;
