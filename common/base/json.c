@@ -685,8 +685,11 @@ void json_write_escaped(struct buf *out, const char *s, size_t len)
     static const char hex[] = "0123456789abcdef";
     static const char short_escapes[32] = {
         ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-    const char *p = s, *end = s + len;
+    const char *p = s, *end;
 
+    if (len == 0)
+        return; /* s may be NULL */
+    end = s + len;
     buf_reserve(out, len);
     for (;;) {
         const char *run = p;

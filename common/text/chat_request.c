@@ -256,6 +256,24 @@ static bool read_prefix(struct reader *r, uint32_t i, bool *prefix)
     return true;
 }
 
+/* What the vendor's own service refuses to continue: the model was not trained on it. */
+static bool check_continuation(struct reader *r, uint32_t last)
+{
+    bool tools = r->mode.has_tools;
+
+    for (uint32_t i = 0; i <= last; i++) {
+        const struct json *calls = json_get(&r->messages->items[i], "tool_calls");
+
+        tools |= calls != NULL && calls->type == JSON_ARRAY && calls->len > 0;
+    }
+    if (tools)
+        return chat_fail_at(r->err, last, "", "cannot be continued: there are tools or tool calls");
+    if (r->mode.response == CHAT_RESPONSE_JSON_OBJECT)
+        return chat_fail_at(r->err, last, "",
+                            "cannot be continued with response_format of type json_object");
+    return true;
+}
+
 static bool read_continuation(struct reader *r)
 {
     uint32_t last = r->messages->len - 1;
@@ -275,9 +293,7 @@ static bool read_continuation(struct reader *r)
         return chat_fail(r->err, "invalid_value", "continue_final_message",
                          "continue_final_message needs an assistant message at the end");
     r->continues |= final;
-    if (r->continues && r->mode.has_tools)
-        return chat_fail_at(r->err, last, "", "a message cannot be continued when there are tools");
-    return true;
+    return !r->continues || check_continuation(r, last);
 }
 
 /* ---- the whole ---- */
