@@ -10,7 +10,8 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "router/effort_profile.h"
+#include "common/text/chat_profile.h"
+#include "common/text/chat_tokens.h"
 #include "router/router.h"
 #include "router/router_thread.h"
 
@@ -127,18 +128,18 @@ static char *name_of_folder(const char *path)
 
 static enum status_code open_text(struct router *r, struct status *st)
 {
-    static const char eos[] = "<｜end▁of▁sentence｜>";
-    char why[256];
+    const char *why;
 
     if (options.tokenizer_path == NULL)
         return status_set(st, ST_INVALID, "--tokenizer-path is needed: the checkpoint folder");
-    if (effort_profile_find(options.effort_profile, options.tokenizer_path, &r->chat.profile, why,
-                            st) != ST_OK ||
-        tokenizer_open(options.tokenizer_path, &r->tokenizer, st) != ST_OK)
+    if (chat_profile_find(options.effort_profile, options.tokenizer_path, &r->chat.profile, &why,
+                          st) != ST_OK ||
+        tokenizer_open(options.tokenizer_path, &r->tokenizer, st) != ST_OK ||
+        chat_tokens_check(r->tokenizer, st) != ST_OK)
         return st->code;
-    log_info("reasoning effort: %s", why);
+    log_info("effort profile %s: %s", chat_profile_name(r->chat.profile), why);
     r->chat.default_thinking = options.default_thinking;
-    r->eos_id = tokenizer_added_id(r->tokenizer, eos, strlen(eos));
+    r->eos_id = chat_tokens[CHAT_EOS].id;
     return status_ok(st);
 }
 

@@ -1,9 +1,11 @@
 #include "common/text/chat_profile.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/base/json.h"
 
@@ -116,21 +118,33 @@ done:
     return st->code;
 }
 
-static enum status_code check_newer_encoder(const char *dir, struct status *st)
+/* Another encoder in the folder means another format: encoding_dsv41.py, say. */
+static enum status_code check_other_encoders(const char *dir, struct status *st)
 {
-    static const char *const names[] = {"encoding/encoding_dsv41.py", "encoding/encoding_dsv4_1.py",
-                                        "encoding/encoding_dsv4.1.py"};
-    bool exists;
+    struct buf path = {0};
+    DIR *d;
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        struct buf text = {0};
+    buf_printf(&path, "%s/encoding", dir);
+    d = opendir(buf_cstr(&path));
+    status_ok(st);
+    for (struct dirent *e; d != NULL && st->code == ST_OK && (e = readdir(d)) != NULL;) {
+        size_t n = strlen(e->d_name);
 
-        read_file(dir, names[i], &text, &exists, st);
-        buf_deinit(&text);
-        if (exists)
-            return refuse_v41(dir, names[i], st);
+        if (strncmp(e->d_name, "encoding_dsv", 12) != 0 || strcmp(e->d_name + n - 3, ".py") != 0 ||
+            strcmp(e->d_name, "encoding_dsv4.py") == 0)
+            continue;
+        if (strncmp(e->d_name, "encoding_dsv4", 13) == 0)
+            refuse_v41(dir, e->d_name, st);
+        else
+            status_set(st, ST_INVALID,
+                       "%s/encoding/%s: a prompt format other than DeepSeek-V4's, which alone is "
+                       "served (--effort-profile preview or ga overrules)",
+                       dir, e->d_name);
     }
-    return status_ok(st);
+    if (d != NULL)
+        closedir(d);
+    buf_deinit(&path);
+    return st->code;
 }
 
 static enum status_code classify(const char *dir, const char *text, enum chat_profile *profile,
@@ -151,20 +165,51 @@ static enum status_code classify(const char *dir, const char *text, enum chat_pr
     return status_ok(st);
 }
 
-enum status_code chat_profile_detect(const char *dir, enum chat_profile *profile, bool *found,
-                                     struct status *st)
+/* The folder of a path that may name the tokenizer.json in it. */
+static void folder_of(const char *path, struct buf *out)
 {
-    enum chat_profile seen = CHAT_GA;
+    const char *slash = strrchr(path, '/');
+    struct stat sb;
+
+    if (stat(path, &sb) == 0 && S_ISDIR(sb.st_mode))
+        buf_puts(out, path);
+    else if (slash == NULL)
+        buf_puts(out, ".");
+    else
+        buf_append(out, path, (size_t)(slash - path) + (slash == path));
+}
+
+static enum status_code detect(const char *dir, enum chat_profile *out, const char **why,
+                               struct status *st)
+{
+    enum chat_profile profile = CHAT_GA;
     struct buf text = {0};
     bool exists = false;
 
-    if (check_config(dir, st) == ST_OK && check_newer_encoder(dir, st) == ST_OK &&
+    if (check_config(dir, st) == ST_OK && check_other_encoders(dir, st) == ST_OK &&
         read_file(dir, "encoding/encoding_dsv4.py", &text, &exists, st) == ST_OK && exists)
-        classify(dir, buf_cstr(&text), &seen, st);
+        classify(dir, buf_cstr(&text), &profile, st);
     if (st->code == ST_OK) {
-        *profile = seen;
-        *found = exists;
+        *out = profile;
+        *why = exists ? "encoding/encoding_dsv4.py says so"
+                      : "the checkpoint has no encoding/encoding_dsv4.py to look at";
     }
     buf_deinit(&text);
+    return st->code;
+}
+
+enum status_code chat_profile_find(const char *choice, const char *path, enum chat_profile *out,
+                                   const char **why, struct status *st)
+{
+    struct buf dir = {0};
+
+    if (strcmp(choice, "auto") != 0) {
+        *out = strcmp(choice, "preview") == 0 ? CHAT_PREVIEW : CHAT_GA;
+        *why = "--effort-profile says so";
+        return status_ok(st);
+    }
+    folder_of(path, &dir);
+    detect(buf_cstr(&dir), out, why, st);
+    buf_deinit(&dir);
     return st->code;
 }

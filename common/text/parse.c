@@ -263,10 +263,11 @@ static const char *step_invoke(struct parse *p, const char *at, const char *end)
 static bool says_string(const struct buf *tail)
 {
     static const char attribute[] = "string=\"", no[] = "false\"";
-    const char *at, *end = tail->data + tail->len;
+    const char *at, *end;
 
     if (tail->len == 0)
         return true;
+    end = tail->data + tail->len;
     at = memmem(tail->data, tail->len, attribute, sizeof(attribute) - 1);
     if (at == NULL)
         return true;

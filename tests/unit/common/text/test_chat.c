@@ -334,11 +334,14 @@ static void put_file(const char *dir, const char *name, const char *text)
     fclose(f);
 }
 
-/* Detects the profile of a folder with these two files (NULL: without). */
-static enum status_code detect(const char *encoder, const char *config, enum chat_profile *profile,
-                               bool *found, struct status *st)
+/* Finds the profile of a folder with these files (NULL: without); what the message or the reason
+ * says goes to said. */
+static enum status_code find(const char *encoder, const char *other, const char *config,
+                             enum chat_profile *profile, const char **said)
 {
+    static struct status st;
     char dir[] = "/tmp/baton-profile-XXXXXX", path[512];
+    const char *names[] = {"encoding/encoding_dsv4.py", other, "config.json", "encoding", "."};
     enum status_code rc;
 
     assert_non_null(mkdtemp(dir));
@@ -346,15 +349,19 @@ static enum status_code detect(const char *encoder, const char *config, enum cha
     assert_int_equal(mkdir(path, 0700), 0);
     if (encoder != NULL)
         put_file(dir, "encoding/encoding_dsv4.py", encoder);
+    if (other != NULL)
+        put_file(dir, other, "x");
     if (config != NULL)
         put_file(dir, "config.json", config);
-    rc = chat_profile_detect(dir, profile, found, st);
-    snprintf(path, sizeof(path), "%s/encoding/encoding_dsv4.py", dir);
-    unlink(path);
-    snprintf(path, sizeof(path), "%s/config.json", dir);
-    unlink(path);
-    snprintf(path, sizeof(path), "%s/encoding", dir);
-    rmdir(path);
+    snprintf(path, sizeof(path), "%s/tokenizer.json", dir);
+    *said = "";
+    rc = chat_profile_find("auto", path, profile, said, &st);
+    if (rc != ST_OK)
+        *said = st.msg;
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        snprintf(path, sizeof(path), "%s/%s", dir, names[i] == NULL ? "none" : names[i]);
+        remove(path);
+    }
     rmdir(dir);
     return rc;
 }
@@ -362,42 +369,46 @@ static enum status_code detect(const char *encoder, const char *config, enum cha
 static void the_profile_is_read_from_the_checkpoint(void **state)
 {
     enum chat_profile profile;
+    const char *said;
     struct status st;
-    bool found;
 
     (void)state;
-    assert_int_equal(detect("REASONING_EFFORT_PROMPTS = {}\nDEFAULT_REASONING_EFFORT = None\n",
-                            "{}", &profile, &found, &st),
+    assert_int_equal(find("REASONING_EFFORT_PROMPTS = {}\nDEFAULT_REASONING_EFFORT = None\n", NULL,
+                          "{}", &profile, &said),
                      ST_OK);
-    assert_true(found && profile == CHAT_GA);
+    assert_int_equal(profile, CHAT_GA);
     assert_int_equal(
-        detect("import re\nREASONING_EFFORT_MAX: str = (\n", NULL, &profile, &found, &st), ST_OK);
-    assert_true(found && profile == CHAT_PREVIEW);
-    profile = CHAT_PREVIEW;
-    assert_int_equal(detect(NULL, "{\"model_type\": \"deepseek_v4\"}", &profile, &found, &st),
-                     ST_OK);
-    assert_true(!found && profile == CHAT_GA);
-    assert_int_equal(detect("# REASONING_EFFORT_MAX = 1\nif REASONING_EFFORT_MAX == 2:\n", NULL,
-                            &profile, &found, &st),
+        find("import re\nREASONING_EFFORT_MAX: str = (\n", NULL, NULL, &profile, &said), ST_OK);
+    assert_int_equal(profile, CHAT_PREVIEW);
+    assert_int_equal(find(NULL, NULL, "{\"model_type\": \"deepseek_v4\"}", &profile, &said), ST_OK);
+    assert_int_equal(profile, CHAT_GA);
+    assert_non_null(strstr(said, "no encoding"));
+    assert_int_equal(find("# REASONING_EFFORT_MAX = 1\nif REASONING_EFFORT_MAX == 2:\n", NULL, NULL,
+                          &profile, &said),
                      ST_INVALID);
-    assert_non_null(strstr(st.msg, "--effort-profile"));
+    assert_non_null(strstr(said, "--effort-profile"));
+    assert_int_equal(chat_profile_find("preview", "/nowhere", &profile, &said, &st), ST_OK);
+    assert_int_equal(profile, CHAT_PREVIEW);
 }
 
 static void another_format_is_refused_by_name(void **state)
 {
     enum chat_profile profile;
-    struct status st;
-    bool found;
+    const char *said;
 
     (void)state;
     assert_int_equal(
-        detect(NULL, "{\"architectures\": [\"DeepseekV4_1ForCausalLM\"]}", &profile, &found, &st),
+        find(NULL, NULL, "{\"architectures\": [\"DeepseekV4_1ForCausalLM\"]}", &profile, &said),
         ST_INVALID);
-    assert_non_null(strstr(st.msg, "DeepSeek-V4.1"));
+    assert_non_null(strstr(said, "DeepSeek-V4.1"));
     assert_int_equal(
-        detect("REASONING_EFFORT_MAX = 1\nx = '<｜DSML｜ invoke'\n", NULL, &profile, &found, &st),
+        find("REASONING_EFFORT_MAX = 1\nx = '<｜DSML｜ invoke'\n", NULL, NULL, &profile, &said),
         ST_INVALID);
-    assert_non_null(strstr(st.msg, "DeepSeek-V4.1"));
+    assert_non_null(strstr(said, "DeepSeek-V4.1"));
+    assert_int_equal(find(NULL, "encoding/encoding_dsv41.py", NULL, &profile, &said), ST_INVALID);
+    assert_non_null(strstr(said, "DeepSeek-V4.1"));
+    assert_int_equal(find(NULL, "encoding/encoding_dsv32.py", NULL, &profile, &said), ST_INVALID);
+    assert_non_null(strstr(said, "encoding_dsv32.py"));
 }
 
 int main(void)
