@@ -132,7 +132,7 @@ def test_a_call_without_text_has_null_content(router):
 def test_text_after_a_call_block_is_not_waited_for(router):
     """R13: nothing after the block counts, so the router ends the generation."""
     before = router.decodes[0].text().count("cancel ")
-    r = ask(router, {"text": "</think>a" + CALL + "blah" * 20, "hang_after": 150}, tools=TOOLS)
+    r = ask(router, {"text": "</think>a" + CALL + " blah" * 300, "hang_after": 150}, tools=TOOLS)
     assert r.choices[0].finish_reason == "tool_calls"
     wait_until("cancel", lambda: router.decodes[0].text().count("cancel ") == before + 1)
 
@@ -424,7 +424,7 @@ def test_a_lost_decode_worker_is_not_seen_when_there_is_another(cluster, tmp_pat
 
 
 def test_a_stream_waits_for_its_only_decode_worker_when_told_to(cluster):
-    c = cluster(router_args=["--worker-wait-ms", 30000 * SLOW])
+    c = cluster(router_args=["--worker-wait-ms", 60000])
     got = []
     t = threading.Thread(target=lambda: got.append(stream_text(
         ask(c, {"text": "one two three four", "die_after": 2}, extra=OFF, stream=True))))
