@@ -1,7 +1,8 @@
 /*
  * router: what all router threads share, read-only after start.
  *
- * Lifetime  filled by main.c before the threads start, torn down after they have joined.
+ * Lifetime  router_open before the threads start, router_close_rpc when they have joined,
+ * router_close.
  */
 #ifndef BATON_ROUTER_ROUTER_H
 #define BATON_ROUTER_ROUTER_H
@@ -9,23 +10,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/base/flags.h"
 #include "common/rpc/rpc.h"
 #include "common/text/chat.h"
 #include "common/text/tokenizer.h"
+#include "router/options.h"
 #include "router/router_metrics.h"
-
-/* The command line. */
-struct router_options {
-    struct flag_list prefill, decode; /* HOST:PORT */
-    const char *tokenizer_path, *host, *served_model_name, *effort_profile, *log_level;
-    int64_t port, threads;
-    bool default_thinking;
-    int64_t max_body_bytes, max_connections, max_running_requests;
-    int64_t request_timeout_s, idle_timeout_s, drain_timeout_s;
-    int64_t head_timeout_ms, body_timeout_ms, write_timeout_ms;
-    int64_t retries, worker_wait_ms;
-};
 
 struct router {
     const struct router_options *options;
@@ -42,5 +31,20 @@ struct router {
     size_t n_prefill, n_decode;
     struct rpc_client **prefill, **decode;
 };
+
+/**
+ * Opens all but the threads: tokenizer, metrics, rpc and a client for each worker.
+ * @param r        zeroed
+ * @param options  borrowed
+ * @return ST_OK; else what is wrong and what to change; close what is open either way
+ */
+enum status_code router_open(struct router *r, const struct router_options *options,
+                             struct status *st);
+
+/** Ends rpc: sessions get their last messages, into the mailboxes of threads that have joined. */
+void router_close_rpc(struct router *r);
+
+/** Frees the rest, after the threads. */
+void router_close(struct router *r);
 
 #endif

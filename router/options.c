@@ -1,0 +1,114 @@
+#include "router/options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char heading[] =
+    "baton-router: OpenAI-compatible HTTP front of a disaggregated DeepSeek-V4 deployment.\n"
+    "\n"
+    "  baton-router --prefill HOST:PORT --decode HOST:PORT --tokenizer-path DIR\n"
+    "\n"
+    "Serves /v1/chat/completions, /v1/models, /health, /ready, /metrics and /workers.\n";
+
+static const struct router_options defaults = {
+    .host = "0.0.0.0",
+    .effort_profile = "auto",
+    .log_level = "info",
+    .port = 8000,
+    .threads = 1,
+    .default_thinking = true,
+    .max_body_bytes = 64 << 20,
+    .max_connections = 65536,
+    .max_running_requests = 65536,
+    .idle_timeout_s = 75,
+    .head_timeout_ms = 10000,
+    .body_timeout_ms = 15000,
+    .write_timeout_ms = 60000,
+    .drain_timeout_s = 30,
+    .retries = 3,
+    .worker_wait_ms = 2000,
+};
+
+static enum status_code check_addresses(const char *flag, const struct flag_list *list,
+                                        struct status *st)
+{
+    if (list->n == 0)
+        return status_set(st, ST_INVALID, "--%s HOST:PORT is needed, once for each worker", flag);
+    for (size_t i = 0; i < list->n; i++) {
+        const char *colon = strrchr(list->items[i], ':');
+        char *end = NULL;
+        long port = colon == NULL ? 0 : strtol(colon + 1, &end, 10);
+
+        if (colon == NULL || colon == list->items[i] || port < 1 || port > 65535 || *end != '\0')
+            return status_set(st, ST_INVALID, "--%s %s: expected HOST:PORT", flag, list->items[i]);
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(list->items[k], list->items[i]) == 0)
+                return status_set(st, ST_INVALID, "--%s %s is given twice", flag, list->items[i]);
+    }
+    return status_ok(st);
+}
+
+static enum status_code check(const struct router_options *o, struct status *st)
+{
+    if (check_addresses("prefill", &o->prefill, st) != ST_OK ||
+        check_addresses("decode", &o->decode, st) != ST_OK)
+        return st->code;
+    if (o->tokenizer_path == NULL)
+        return status_set(st, ST_INVALID, "--tokenizer-path is needed: the checkpoint folder");
+    return status_ok(st);
+}
+
+enum status_code router_options_parse(int argc, char **argv, struct router_options *o,
+                                      struct status *st)
+{
+    const struct flag flags[] = {
+        {"prefill", FLAG_LIST, &o->prefill, .arg = "HOST:PORT",
+         .help = "gRPC address of a prefill worker, as the decode workers reach it too"},
+        {"decode", FLAG_LIST, &o->decode, .arg = "HOST:PORT",
+         .help = "gRPC address of a decode worker"},
+        {"tokenizer-path", FLAG_STRING, &o->tokenizer_path, .arg = "DIR|FILE",
+         .help = "tokenizer.json, or the checkpoint folder that holds it"},
+        {"host", FLAG_STRING, &o->host, .arg = "ADDRESS", .help = "listen on this address"},
+        {"port", FLAG_INT, &o->port, 0, 65535, .arg = "N",
+         .help = "listen on this port; 0 picks one and logs it"},
+        {"router-threads", FLAG_INT, &o->threads, 0, ROUTER_THREADS_MAX, .arg = "N",
+         .help = "event loops, each with its own connections; 0: one per CPU"},
+        {"served-model-name", FLAG_STRING, &o->served_model_name, .arg = "NAME",
+         .help = "name in /v1/models and in answers; default: the name of the tokenizer's folder"},
+        {"default-thinking", FLAG_BOOL, &o->default_thinking, .arg = "on|off",
+         .help = "whether a request that says nothing about thinking thinks"},
+        {"effort-profile", FLAG_CHOICE, &o->effort_profile, .choices = "auto|preview|ga",
+         .help =
+             "reasoning-effort prefixes of which release; auto: read from the tokenizer's folder"},
+        {"max-body-bytes", FLAG_INT, &o->max_body_bytes, 1024, 1 << 30, .arg = "N",
+         .help = "larger request bodies are refused with 413"},
+        {"max-connections", FLAG_INT, &o->max_connections, 1, 1 << 24, .arg = "N",
+         .help = "open client connections of one router thread; more are refused with 503"},
+        {"max-running-requests", FLAG_INT, &o->max_running_requests, 1, 1 << 24, .arg = "N",
+         .help = "generations in progress of one router thread; more are refused with 429"},
+        {"request-timeout-secs", FLAG_INT, &o->request_timeout_s, 0, 1 << 20, .arg = "N",
+         .help = "end a request that takes longer; 0: no limit"},
+        {"idle-timeout-secs", FLAG_INT, &o->idle_timeout_s, 1, 86400, .arg = "N",
+         .help = "close a connection without a request for so long"},
+        {"head-timeout-ms", FLAG_INT, &o->head_timeout_ms, 10, 3600000, .arg = "N",
+         .help = "a request's head must be complete so long after its first byte"},
+        {"body-timeout-ms", FLAG_INT, &o->body_timeout_ms, 10, 3600000, .arg = "N",
+         .help = "so long for a body, plus a second for every 16 KiB of it"},
+        {"write-timeout-ms", FLAG_INT, &o->write_timeout_ms, 10, 3600000, .arg = "N",
+         .help = "cut off a client that takes nothing of its answer for so long"},
+        {"drain-timeout-secs", FLAG_INT, &o->drain_timeout_s, 0, 86400, .arg = "N",
+         .help = "after SIGTERM running requests may take so long; a second signal ends at once"},
+        {"retries", FLAG_INT, &o->retries, 0, 16, .arg = "N",
+         .help = "how often a request that its worker failed is tried on another"},
+        {"worker-wait-ms", FLAG_INT, &o->worker_wait_ms, 0, 60000, .arg = "N",
+         .help = "how long a request whose decode worker was lost waits for one to come back"},
+        {"log-level", FLAG_CHOICE, &o->log_level, .choices = "error|warn|info|debug|trace",
+         .help = "how much is logged"},
+        {NULL},
+    };
+
+    *o = defaults;
+    if (flags_parse(flags, argc, argv, NULL, NULL, st) == ST_CANCELLED)
+        flags_help(flags, heading);
+    return st->code == ST_OK ? check(o, st) : st->code;
+}

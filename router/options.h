@@ -1,0 +1,35 @@
+/*
+ * options: the command line of baton-router.
+ *
+ * Threads   start-up only; read-only afterwards.
+ */
+#ifndef BATON_ROUTER_OPTIONS_H
+#define BATON_ROUTER_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/base/flags.h"
+
+enum { ROUTER_THREADS_MAX = 256 };
+
+struct router_options {
+    struct flag_list prefill, decode; /* HOST:PORT */
+    const char *tokenizer_path, *host, *served_model_name, *effort_profile, *log_level;
+    int64_t port, threads;
+    bool default_thinking;
+    int64_t max_body_bytes, max_connections, max_running_requests;
+    int64_t request_timeout_s, idle_timeout_s, drain_timeout_s;
+    int64_t head_timeout_ms, body_timeout_ms, write_timeout_ms;
+    int64_t retries, worker_wait_ms;
+};
+
+/**
+ * Fills *o from the defaults and the command line; prints --help.
+ * @return ST_OK; ST_CANCELLED after --help; ST_INVALID naming the flag and what it wants. log_level
+ * is set in any case.
+ */
+enum status_code router_options_parse(int argc, char **argv, struct router_options *o,
+                                      struct status *st);
+
+#endif

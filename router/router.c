@@ -1,0 +1,101 @@
+#include "router/router.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/text/chat_profile.h"
+#include "common/text/chat_tokens.h"
+
+/* The last part of the folder's path; malloc. */
+static char *name_of_folder(const char *path)
+{
+    char *full = realpath(path, NULL), *slash, *name;
+
+    if (full == NULL)
+        return strdup("model");
+    slash = strrchr(full, '/');
+    if (slash != NULL && strcmp(slash, "/tokenizer.json") == 0) {
+        *slash = '\0';
+        slash = strrchr(full, '/');
+    }
+    name = strdup(slash == NULL || slash[1] == '\0' ? "model" : slash + 1);
+    free(full);
+    return name;
+}
+
+static enum status_code open_text(struct router *r, struct status *st)
+{
+    const char *path = r->options->tokenizer_path, *why;
+
+    if (chat_profile_find(r->options->effort_profile, path, &r->chat.profile, &why, st) != ST_OK ||
+        tokenizer_open(path, &r->tokenizer, st) != ST_OK ||
+        chat_tokens_check(r->tokenizer, st) != ST_OK)
+        return st->code;
+    log_info("effort profile %s: %s", chat_profile_name(r->chat.profile), why);
+    r->chat.default_thinking = r->options->default_thinking;
+    r->eos_id = chat_tokens[CHAT_EOS].id;
+    return status_ok(st);
+}
+
+static enum status_code open_clients(struct rpc *rpc, const struct flag_list *list, size_t *n,
+                                     struct rpc_client ***out, struct status *st)
+{
+    *out = calloc(list->n, sizeof(**out));
+    if (*out == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for %zu workers", list->n);
+    for (size_t i = 0; i < list->n; i++) {
+        if (rpc_client_new(rpc, list->items[i], &(*out)[i], st) != ST_OK)
+            return st->code;
+        *n = i + 1;
+    }
+    return status_ok(st);
+}
+
+static void close_clients(size_t n, struct rpc_client **clients)
+{
+    for (size_t i = 0; i < n; i++)
+        rpc_client_free(clients[i]);
+    free(clients);
+}
+
+enum status_code router_open(struct router *r, const struct router_options *options,
+                             struct status *st)
+{
+    r->options = options;
+    r->started_unix_s = clock_unix_s();
+    if (getrandom(&r->incarnation, sizeof(r->incarnation), 0) != sizeof(r->incarnation))
+        return status_set(st, ST_INTERNAL, "no random numbers from the kernel");
+    if (open_text(r, st) != ST_OK)
+        return st->code;
+    r->model_name = options->served_model_name != NULL ? strdup(options->served_model_name)
+                                                       : name_of_folder(options->tokenizer_path);
+    r->metrics = calloc(1, sizeof(*r->metrics));
+    if (r->model_name == NULL || r->metrics == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory");
+    router_metrics_init(r->metrics);
+    if (rpc_start(&r->rpc, st) != ST_OK ||
+        open_clients(r->rpc, &options->prefill, &r->n_prefill, &r->prefill, st) != ST_OK ||
+        open_clients(r->rpc, &options->decode, &r->n_decode, &r->decode, st) != ST_OK)
+        return st->code;
+    return ST_OK;
+}
+
+void router_close_rpc(struct router *r)
+{
+    close_clients(r->n_prefill, r->prefill);
+    close_clients(r->n_decode, r->decode);
+    if (r->rpc != NULL)
+        rpc_stop(r->rpc);
+}
+
+void router_close(struct router *r)
+{
+    tokenizer_free(r->tokenizer);
+    if (r->metrics != NULL)
+        router_metrics_deinit(r->metrics);
+    free(r->metrics);
+    free((char *)r->model_name);
+}
