@@ -11,8 +11,10 @@
 #define TEXT_MAX ((size_t)1 << 31)
 
 enum {
-    CHUNK_BYTES_MIN = 4096,
+    CHUNK_BYTES_MIN = 256,
     CHUNK_BYTES_MAX = 1 << 20,
+    INLINE_SLOTS = 32, /* scratch that needs no allocation: most documents and all small ones */
+    INLINE_FRAMES = 16,
     LINEAR_KEYS_MAX = 12, /* objects up to this size look for repeated keys by comparing all */
 };
 
@@ -28,8 +30,8 @@ struct chunk {
 struct json_doc {
     struct json root;
     struct chunk *chunks;
-    char *text;
     bool lone_surrogates;
+    char text[];
 };
 
 /* An array or object that is still open. */
@@ -51,6 +53,8 @@ struct parser {
     size_t hash_cap, hash_mask;
     uint64_t seed; /* of that hash; 0 until drawn */
     struct status *st;
+    struct json_member inline_slots[INLINE_SLOTS];
+    struct frame inline_frames[INLINE_FRAMES];
 };
 
 static bool fail_at(struct parser *ps, const char *at, const char *what)
@@ -81,10 +85,12 @@ static void *node_alloc(struct parser *ps, size_t n)
 
     n = (n + 15) & ~(size_t)15;
     if (c == NULL || c->cap - c->used < n) {
-        size_t cap = c == NULL ? CHUNK_BYTES_MIN : 2 * c->cap;
+        size_t cap = c == NULL ? 2 * (size_t)(ps->end - ps->begin) : 2 * c->cap;
 
         if (cap > CHUNK_BYTES_MAX)
             cap = CHUNK_BYTES_MAX;
+        if (cap < CHUNK_BYTES_MIN)
+            cap = CHUNK_BYTES_MIN;
         if (cap < n)
             cap = n;
         c = malloc(sizeof(*c) + cap);
@@ -102,13 +108,16 @@ static void *node_alloc(struct parser *ps, size_t n)
     return at;
 }
 
-static bool grow(struct parser *ps, void **array, size_t *cap, size_t item)
+/* Makes an array of scratch half as large again; it begins inline. */
+static bool grow(struct parser *ps, void **array, const void *inlined, size_t *cap, size_t item)
 {
-    size_t new_cap = *cap == 0 ? 64 : *cap + *cap / 2;
-    void *p = realloc(*array, new_cap * item);
+    size_t new_cap = *cap + *cap / 2;
+    void *p = realloc(*array == inlined ? NULL : *array, new_cap * item);
 
     if (p == NULL)
         return fail_memory(ps, new_cap * item);
+    if (*array == inlined)
+        memcpy(p, inlined, *cap * item);
     *array = p;
     *cap = new_cap;
     return true;
@@ -117,7 +126,7 @@ static bool grow(struct parser *ps, void **array, size_t *cap, size_t item)
 static bool slot_push(struct parser *ps, const struct json_member *m)
 {
     if (ps->n_slots == ps->slots_cap &&
-        !grow(ps, (void **)&ps->slots, &ps->slots_cap, sizeof(*ps->slots)))
+        !grow(ps, (void **)&ps->slots, ps->inline_slots, &ps->slots_cap, sizeof(*ps->slots)))
         return false;
     ps->slots[ps->n_slots++] = *m;
     return true;
@@ -126,7 +135,7 @@ static bool slot_push(struct parser *ps, const struct json_member *m)
 static bool frame_push(struct parser *ps, bool is_object)
 {
     if (ps->n_frames == ps->frames_cap &&
-        !grow(ps, (void **)&ps->frames, &ps->frames_cap, sizeof(*ps->frames)))
+        !grow(ps, (void **)&ps->frames, ps->inline_frames, &ps->frames_cap, sizeof(*ps->frames)))
         return false;
     ps->frames[ps->n_frames++] =
         (struct frame){.first = (uint32_t)ps->n_slots, .is_object = is_object};
@@ -551,24 +560,36 @@ static bool parse_document(struct parser *ps, struct json *v)
 enum status_code json_parse(const char *text, size_t len, unsigned flags, struct json_doc **out,
                             struct status *st)
 {
-    struct parser ps = {.begin = text, .p = text, .end = text + len, .flags = flags, .st = st};
+    struct parser ps; /* the inline scratch needs no zeroes */
 
     if (len >= TEXT_MAX)
         return status_set(st, ST_INVALID, "JSON of %zu bytes: at most %zu are read", len,
                           TEXT_MAX - 1);
-    ps.doc = calloc(1, sizeof(*ps.doc));
-    if (ps.doc == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory for a JSON document");
-    ps.doc->text = ps.text = malloc(len + 8); /* the last eight-byte store may overhang */
-    if (ps.text == NULL) {
-        fail_memory(&ps, len + 8);
-    } else if (parse_document(&ps, &ps.doc->root)) {
+    memset(&ps, 0, offsetof(struct parser, inline_slots));
+    ps.begin = ps.p = text;
+    ps.end = text + len;
+    ps.flags = flags;
+    ps.st = st;
+    ps.slots = ps.inline_slots;
+    ps.slots_cap = INLINE_SLOTS;
+    ps.frames = ps.inline_frames;
+    ps.frames_cap = INLINE_FRAMES;
+    ps.doc = malloc(sizeof(*ps.doc) + len + 8); /* the last eight-byte store may overhang */
+    if (ps.doc == NULL) {
+        fail_memory(&ps, len);
+        return st->code;
+    }
+    *ps.doc = (struct json_doc){0};
+    ps.text = ps.doc->text;
+    if (parse_document(&ps, &ps.doc->root)) {
         *out = ps.doc;
         ps.doc = NULL;
         status_ok(st);
     }
-    free(ps.slots);
-    free(ps.frames);
+    if (ps.slots != ps.inline_slots)
+        free(ps.slots);
+    if (ps.frames != ps.inline_frames)
+        free(ps.frames);
     free(ps.hash);
     json_free(ps.doc);
     return st->code;
@@ -582,7 +603,6 @@ void json_free(struct json_doc *doc)
         next = c->next;
         free(c);
     }
-    free(doc->text);
     free(doc);
 }
 

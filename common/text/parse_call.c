@@ -9,6 +9,8 @@
 
 /* ---- keys ---- */
 
+enum { LINEAR_KEYS_MAX = 8 }; /* up to here comparing all is quicker than hashing */
+
 struct parse_span {
     size_t offset, len;
 };
@@ -21,28 +23,28 @@ static struct parse_span span_at(const struct parse_keys *keys, size_t i)
     return span;
 }
 
+static bool is_key(const struct parse_keys *keys, size_t i, const char *key, size_t len)
+{
+    struct parse_span span = span_at(keys, i);
+
+    return span.len == len && memcmp(keys->text.data + span.offset, key, len) == 0;
+}
+
 /* The slot where the key stands or would stand. */
 static size_t find_slot(const struct parse_keys *keys, const char *key, size_t len)
 {
     size_t slot = hash_bytes(keys->seed, key, len) & (keys->n_slots - 1);
 
-    for (; keys->slots[slot] != 0; slot = (slot + 1) & (keys->n_slots - 1)) {
-        struct parse_span span = span_at(keys, keys->slots[slot] - 1);
-
-        if (span.len == len && memcmp(keys->text.data + span.offset, key, len) == 0)
-            break;
-    }
+    while (keys->slots[slot] != 0 && !is_key(keys, keys->slots[slot] - 1, key, len))
+        slot = (slot + 1) & (keys->n_slots - 1);
     return slot;
 }
 
-static void grow_slots(struct parse_keys *keys)
+static void grow_slots(struct parse_keys *keys, size_t n_keys)
 {
-    size_t n_keys = keys->spans.len / sizeof(struct parse_span);
-
     if (keys->seed == 0)
         keys->seed = hash_seed();
-    buf_reserve(&keys->text, 1); /* so that an empty key has an address */
-    keys->n_slots = keys->n_slots == 0 ? 16 : 2 * keys->n_slots;
+    keys->n_slots = keys->n_slots == 0 ? 4 * LINEAR_KEYS_MAX : 2 * keys->n_slots;
     free(keys->slots);
     keys->slots = calloc(keys->n_slots, sizeof(*keys->slots));
     if (keys->slots == NULL)
@@ -57,18 +59,25 @@ static void grow_slots(struct parse_keys *keys)
 /* Adds a key; false when it is there already. */
 static bool add_key(struct parse_keys *keys, const struct buf *key)
 {
-    size_t n_keys = keys->spans.len / sizeof(struct parse_span), slot;
+    size_t n_keys = keys->spans.len / sizeof(struct parse_span), slot = 0;
     struct parse_span span = {.offset = keys->text.len, .len = key->len};
     const char *text = key->len > 0 ? key->data : "";
 
-    if (2 * (n_keys + 1) > keys->n_slots)
-        grow_slots(keys);
-    slot = find_slot(keys, text, key->len);
-    if (keys->slots[slot] != 0)
-        return false;
+    if (n_keys < LINEAR_KEYS_MAX) {
+        for (size_t i = 0; i < n_keys; i++)
+            if (is_key(keys, i, text, key->len))
+                return false;
+    } else {
+        if (2 * (n_keys + 1) > keys->n_slots)
+            grow_slots(keys, n_keys);
+        slot = find_slot(keys, text, key->len);
+        if (keys->slots[slot] != 0)
+            return false;
+        keys->slots[slot] = (uint32_t)n_keys + 1;
+    }
+    buf_reserve(&keys->text, key->len + 1); /* so that an empty key has an address */
     buf_append(&keys->text, text, key->len);
     buf_append(&keys->spans, &span, sizeof(span));
-    keys->slots[slot] = (uint32_t)n_keys + 1;
     return true;
 }
 

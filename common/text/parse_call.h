@@ -16,9 +16,9 @@
 
 /* The keys that a call has, to drop a second parameter of the same name. */
 struct parse_keys {
-    struct buf text;  /* all keys */
-    uint32_t *slots;  /* open addressing: index into spans + 1, 0 is free */
-    size_t n_slots;   /* a power of two, or 0 */
+    struct buf text; /* all keys */
+    uint32_t *slots; /* open addressing: index into spans + 1, 0 is free; NULL while keys are few */
+    size_t n_slots;  /* a power of two, or 0 */
     struct buf spans; /* of struct parse_span: where each key stands in text */
     uint64_t seed;
 };

@@ -93,21 +93,17 @@ static enum parse_match match_misspelt(const char *start, const char *end, size_
 enum parse_match parse_match_opener(const char *p, const char *end, enum parse_opener *opener,
                                     size_t *len)
 {
-    enum parse_match block = parse_match(p, end, &parse_block_open);
-    enum parse_match invoke = parse_match(p, end, &parse_invoke_named);
-    enum parse_match misspelt = parse_match(p, end, &parse_dsml_open);
+    enum parse_match dsml = parse_match(p, end, &parse_dsml_open), block, invoke, misspelt;
 
-    if (block == PARSE_FULL) {
-        *opener = PARSE_OPENS_BLOCK;
-        *len = parse_block_open.len;
+    if (dsml != PARSE_FULL)
+        return dsml;
+    block = parse_match(p, end, &parse_block_open);
+    invoke = parse_match(p, end, &parse_invoke_named);
+    *opener = block == PARSE_FULL ? PARSE_OPENS_BLOCK : PARSE_OPENS_INVOKE;
+    *len = block == PARSE_FULL ? parse_block_open.len : parse_invoke_named.len;
+    if (block == PARSE_FULL || invoke == PARSE_FULL)
         return PARSE_FULL;
-    }
-    *opener = PARSE_OPENS_INVOKE;
-    *len = parse_invoke_named.len;
-    if (invoke == PARSE_FULL)
-        return PARSE_FULL;
-    if (misspelt == PARSE_FULL)
-        misspelt = match_misspelt(p, end, len);
+    misspelt = match_misspelt(p, end, len);
     if (misspelt == PARSE_FULL)
         return PARSE_FULL;
     return block == PARSE_PART || invoke == PARSE_PART ? PARSE_PART : misspelt;

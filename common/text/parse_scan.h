@@ -38,6 +38,8 @@ static inline enum parse_match parse_match(const char *p, const char *end,
 {
     size_t n = (size_t)(end - p) < word->len ? (size_t)(end - p) : word->len;
 
+    if (n > 1 && p[1] != word->text[1]) /* '/' or not: half of the words at once */
+        return PARSE_NO;
     if (memcmp(p, word->text, n) != 0)
         return PARSE_NO;
     return n == word->len ? PARSE_FULL : PARSE_PART;

@@ -47,5 +47,6 @@ double bench_best(int runs, void (*run)(void *), void (*prepare)(void *), void *
 
 /* The parts, in the order they run. Each prints its own errors into st and stops the command. */
 enum status_code bench_tokenizer(const struct bench *b, struct status *st);
+enum status_code bench_chat(const struct bench *b, struct status *st);
 
 #endif

@@ -89,7 +89,7 @@ static enum status_code bench_all(struct bench *b, const struct flag_list *files
             return st->code;
     if (tokenizer_open(b->tokenizer_path, &b->tokenizer, st) != ST_OK)
         return st->code;
-    return bench_tokenizer(b, st);
+    return bench_tokenizer(b, st) == ST_OK ? bench_chat(b, st) : st->code;
 }
 
 int cmd_bench_text(int argc, char **argv)
