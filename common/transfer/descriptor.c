@@ -9,6 +9,12 @@ static const char magic[8] = {'B', 'A', 'T', 'O', 'N', 'K', 'V', 'D'};
 
 enum { AT_LENGTH = 12, AT_CRC = 16, AT_BODY = 20 };
 
+static void put_u16(struct buf *b, uint16_t v)
+{
+    v = htole16(v);
+    buf_append(b, &v, sizeof(v));
+}
+
 static void put_u32(struct buf *b, uint32_t v)
 {
     v = htole32(v);
@@ -41,7 +47,15 @@ void descriptor_write(const struct descriptor *d, struct buf *out)
     put_u32(out, n_slabs);
     put_u64(out, d->incarnation);
     put_u32(out, d->address_len);
+    put_u16(out, d->tcp.port);
+    put_u16(out, (uint16_t)d->tcp.n_addresses);
+    put_u64(out, d->tcp.host);
+    buf_append(out, d->tcp.token, sizeof(d->tcp.token));
     buf_append(out, d->address, d->address_len);
+    for (uint32_t i = 0; i < d->tcp.n_addresses; i++) {
+        put_u16(out, d->tcp.addresses[i].family);
+        buf_append(out, d->tcp.addresses[i].bytes, sizeof(d->tcp.addresses[i].bytes));
+    }
     for (uint32_t i = 0; i < TRANSFER_SLABS_MAX; i++) {
         const struct descriptor_slab *s = &d->slabs[i];
 
@@ -71,6 +85,17 @@ static bool take(struct reader *r, size_t n, const void **out)
     *out = r->at;
     r->at += n;
     r->left -= n;
+    return true;
+}
+
+static bool take_u16(struct reader *r, uint16_t *v)
+{
+    const void *p;
+
+    if (!take(r, sizeof(*v), &p))
+        return false;
+    memcpy(v, p, sizeof(*v));
+    *v = le16toh(*v);
     return true;
 }
 
@@ -131,6 +156,43 @@ static enum status_code read_head(struct reader *r, size_t len, uint32_t *n_slab
     return status_ok(st);
 }
 
+static bool take_bytes(struct reader *r, size_t n, uint8_t *out)
+{
+    const void *p;
+
+    if (!take(r, n, &p))
+        return false;
+    memcpy(out, p, n);
+    return true;
+}
+
+/* The worker address and the socket lane's offer. */
+static enum status_code read_addresses(struct reader *r, struct descriptor *d, struct status *st)
+{
+    struct tcp_offer *o = &d->tcp;
+    uint16_t n = 0;
+
+    if (!take_u32(r, &d->address_len) || !take_u16(r, &o->port) || !take_u16(r, &n) ||
+        !take_u64(r, &o->host) || !take_bytes(r, sizeof(o->token), o->token) ||
+        d->address_len == 0 || d->address_len > DESCRIPTOR_ADDRESS_MAX ||
+        !take(r, d->address_len, &d->address))
+        return status_set(st, ST_INVALID,
+                          "transfer descriptor: worker address is missing, cut or too long");
+    if (n > TCP_ADDRESSES_MAX)
+        return status_set(st, ST_INVALID, "transfer descriptor: %u socket addresses, at most %d", n,
+                          TCP_ADDRESSES_MAX);
+    o->n_addresses = n;
+    for (uint32_t i = 0; i < n; i++) {
+        struct tcp_address *a = &o->addresses[i];
+
+        if (!take_u16(r, &a->family) || !take_bytes(r, sizeof(a->bytes), a->bytes) ||
+            (a->family != 4 && a->family != 6))
+            return status_set(st, ST_INVALID,
+                              "transfer descriptor: socket address %u is cut or of no family", i);
+    }
+    return status_ok(st);
+}
+
 static enum status_code read_slab(struct reader *r, struct descriptor *d, struct status *st)
 {
     uint32_t index, rkey_len;
@@ -165,10 +227,8 @@ enum status_code descriptor_read(const void *data, size_t len, struct descriptor
 
     if (read_head(&r, len, &n_slabs, &d.incarnation, st) != ST_OK)
         return st->code;
-    if (!take_u32(&r, &d.address_len) || d.address_len == 0 ||
-        d.address_len > DESCRIPTOR_ADDRESS_MAX || !take(&r, d.address_len, &d.address))
-        return status_set(st, ST_INVALID,
-                          "transfer descriptor: worker address is missing, cut or too long");
+    if (read_addresses(&r, &d, st) != ST_OK)
+        return st->code;
     for (uint32_t i = 0; i < n_slabs; i++)
         if (read_slab(&r, &d, st) != ST_OK)
             return st->code;

@@ -7,13 +7,18 @@
  *
  *   offset  size  little endian
  *        0     8  magic "BATONKVD"
- *        8     4  version (1)
+ *        8     4  version (2)
  *       12     4  length of everything, these fields included
  *       16     4  CRC32C of the bytes from 20 to the end
  *       20     4  n_slabs, 0..TRANSFER_SLABS_MAX
  *       24     8  incarnation: random per process start, never 0
  *       32     4  address_len, 1..DESCRIPTOR_ADDRESS_MAX
- *       36     -  the UCX worker address
+ *       36     2  port of the socket lane, 0: none
+ *       38     2  n_addresses, 0..TCP_ADDRESSES_MAX
+ *       40     8  host: which machine and network namespace
+ *       48    16  token of the socket lane
+ *       64     -  the UCX worker address
+ *        -        n_addresses times: family u16 (4 or 6), 16 bytes
  *        -        n_slabs times: index u32 (each once), rkey_len u32 (1..DESCRIPTOR_RKEY_MAX),
  *                 base u64, bytes u64 (base + bytes does not wrap), the packed remote key
  *
@@ -27,10 +32,11 @@
 
 #include "common/base/buf.h"
 #include "common/base/status.h"
+#include "common/transfer/tcp_address.h"
 #include "common/transfer/transfer.h"
 
 enum {
-    DESCRIPTOR_VERSION = 1,
+    DESCRIPTOR_VERSION = 2,
     DESCRIPTOR_ADDRESS_MAX = 1 << 16,
     DESCRIPTOR_RKEY_MAX = 1 << 16,
 };
@@ -47,6 +53,7 @@ struct descriptor {
     uint64_t incarnation;
     const void *address; /* borrowed */
     uint32_t address_len;
+    struct tcp_offer tcp;
     struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* by index */
 };
 

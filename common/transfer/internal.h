@@ -3,10 +3,12 @@
  *
  * Who does what:
  *   transfer.c         the thread: commands in, progress, sleep
- *   transfer_slab.c    memory that peers write
- *   transfer_peer.c    an endpoint and its life
- *   transfer_put.c     writing pieces: window, turns, flush, completion
+ *   transfer_slab.c    memory that peers write, and the descriptor
+ *   transfer_peer.c    a peer's life
+ *   transfer_put.c     puts: turns, completion
  *   transfer_verify.c  checksums of what arrived, on a thread of its own
+ *   lane_ucx.c         bytes over UCX: RDMA, shared memory
+ *   lane_tcp.c         bytes over a socket, the sending side; tcp_server.c the receiving one
  *   transport.c        which transports may be used, and which one was
  *
  * Any thread pushes a command to the mailbox; everything else is touched by the transfer thread
@@ -26,14 +28,15 @@
 #include "common/transfer/transport.h"
 
 enum {
-    PUT_QUANTUM = 256 << 10,     /* bytes of one put before the next put has its turn */
-    PEER_WINDOW_BYTES = 8 << 20, /* posted and not ended, per peer */
-    PEER_WINDOW_REQUESTS = 1024,
-    PIECES_MAX = 1 << 24, /* per put or verify: 2 GiB of bookkeeping at most */
+    PUT_QUANTUM = 256 << 10, /* bytes of one put before the next put has its turn */
+    PIECES_MAX = 1 << 24,    /* per put or verify: 2 GiB of bookkeeping at most */
     GROUPS_MAX = 1 << 24,
-    IDLE_SPINS = 64,  /* fruitless progress calls before the thread sleeps */
-    TEND_MS = 10,     /* longest sleep while an endpoint closes */
-    PENDING_MS = 200, /* longest sleep while requests are out: a net under UCX's wake-ups */
+    IDLE_SPINS = 64, /* fruitless rounds before the thread sleeps */
+};
+
+/* A file descriptor in the thread's epoll set. */
+struct watch {
+    void (*ready)(struct watch *w, uint32_t events);
 };
 
 struct slab_region {
@@ -44,23 +47,25 @@ struct slab_region {
 
 struct put;
 struct verifier;
-
-/* Written before the first peer, by the transfer thread inside a call that the caller waits for;
- * read by any thread afterwards. */
-struct transfer_slabs {
-    struct slab_region at[TRANSFER_SLABS_MAX];
-};
+struct lane_ucx;
+struct lane_tcp;
+struct tcp_server;
 
 struct transfer {
     ucp_context_h context;
     ucp_worker_h worker;
     int ucx_fd; /* readable when an armed worker has something to do */
+    int epoll_fd;
+    int n_watches;
     struct transport_plan plan;
     uint64_t incarnation;
-    struct transfer_slabs slabs;
+    /* Written before the first peer, inside a call that the caller waits for; read by any thread
+     * afterwards. */
+    struct slab_region slabs[TRANSFER_SLABS_MAX];
     struct verifier *verifier;
+    struct tcp_server *server;   /* NULL: no socket lane */
     struct transfer_peer *peers; /* list by next */
-    struct put *turn_head;       /* puts that still have pieces to post, next turn first */
+    struct put *turn_head;       /* puts that still have bytes to send, next turn first */
     struct put *turn_tail;
     struct put *ended; /* puts whose last request has ended: callbacks due */
     bool stopping;
@@ -70,8 +75,8 @@ struct transfer {
     atomic_int flips; /* any thread: transfer_inject_flips() */
 };
 
-/*  OPEN ──▶ FAILED ──▶ CLOSING ──▶ freed     FAILED: UCX reported the peer dead, its puts fail
- *    └────────────────────▲                  CLOSING: the owner gave it up; waits for requests */
+/*  OPEN ──▶ FAILED ──▶ CLOSING ──▶ freed     FAILED: the peer is lost, its puts fail
+ *    └────────────────────▲                  CLOSING: the owner gave it up; waits for the lane */
 enum peer_state { PEER_OPEN, PEER_FAILED, PEER_CLOSING };
 
 struct transfer_peer {
@@ -80,34 +85,49 @@ struct transfer_peer {
     struct msg close; /* CMD_CLOSE, sent once by transfer_peer_close() */
     char name[64];
     enum peer_state state;
-    struct status why;  /* when not OPEN: what its puts end with */
-    bool error_seen;    /* UCX's error callback came; handled by peer_tend() */
-    ucs_status_t error; /* what it said */
-    ucp_ep_h ep;        /* NULL once its close has begun */
-    void *close_req;    /* NULL, or the close under way */
-    struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* rkey pointers are not kept */
-    ucp_rkey_h rkeys[TRANSFER_SLABS_MAX];
-    uint64_t window_bytes; /* posted and not ended */
-    uint32_t window_requests;
+    struct status why;                                /* when not OPEN: what its puts end with */
+    struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* rkey pointers are not kept; any thread */
+    const struct lane_ops *lane;
+    struct lane_ucx *ucx; /* the lane's own, by its kind */
+    struct lane_tcp *tcp;
     struct put *puts; /* all that have not ended, list by peer_next */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
     pthread_mutex_t lock; /* guards transport: written once, read by any thread */
     char transport[128];
+    bool flushed;         /* a put has ended well */
     bool transport_known; /* transfer thread's own note that the text is there */
 };
+
+enum { LANE_FOREVER = -1, LANE_GONE = -2 };
+
+/* How bytes reach a peer. */
+struct lane_ops {
+    /** May a put have a turn now? */
+    bool (*has_room)(const struct transfer_peer *p);
+    /** Sends about PUT_QUANTUM of u's next bytes (put_next()). */
+    void (*turn)(struct put *u);
+    /** Asks the peer to confirm what was sent for u. */
+    void (*flush)(struct put *u);
+    /** Begins the end: by force when the peer is lost, else so that nothing is under way after. All
+     * requests end in time. */
+    void (*close)(struct transfer_peer *p);
+    /** Housekeeping, after every round. @return how long the thread may sleep, in ms; LANE_FOREVER;
+     * LANE_GONE when the close has ended */
+    int (*tend)(struct transfer_peer *p);
+    /** What transfer_peer_transport() says; after the first flush. */
+    void (*describe)(struct transfer_peer *p, char *buf, size_t n);
+    void (*free)(struct transfer_peer *p);
+};
+
+/* transfer.c */
 
 /* A command that runs a function on the transfer thread while the caller waits. */
 typedef enum status_code (*transfer_call_fn)(struct transfer *t, void *arg, struct status *st);
 
-/* transfer.c */
-
 /** Runs fn on the transfer thread (at once when this is it) and returns what it returned. */
 enum status_code transfer_call(struct transfer *t, transfer_call_fn fn, void *arg,
                                struct status *st);
-
-/** Is the caller the transfer thread? */
-bool transfer_on_thread(const struct transfer *t);
 
 /* Commands: types of struct msg in the transfer thread's mailbox. */
 enum transfer_cmd { CMD_CALL, CMD_PUT, CMD_CANCEL, CMD_CLOSE, CMD_STOP };
@@ -117,34 +137,36 @@ enum status_code pieces_check(const struct transfer *t, const struct descriptor_
                               const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
                               struct status *st);
 
+/** Adds fd to the epoll set, or changes its events; watch_close() takes it out and closes it. */
+bool watch_add(struct transfer *t, int fd, uint32_t events, struct watch *w);
+void watch_change(struct transfer *t, int fd, uint32_t events, struct watch *w);
+void watch_close(struct transfer *t, int fd);
+
 /* transfer_slab.c */
 
-/** Unregisters and frees all slabs; on the transfer thread. */
+/** Unregisters and frees all slabs. */
 void slabs_deinit(struct transfer *t);
 
 /* transfer_peer.c */
 
-/** Moves p to FAILED (or CLOSING): no put posts any more, the endpoint is closed by force. */
+/** Moves p to FAILED or CLOSING: no put sends any more, the lane is closed. */
 void peer_fail(struct transfer_peer *p, enum peer_state state, enum status_code code,
                const char *why);
 
-/** After progress: handles reported errors, frees peers whose closing has ended.
+/** After every round: lanes' housekeeping; frees peers whose closing has ended.
  * @return how long the thread may sleep now, in ms; -1: until something happens */
 int peers_tend(struct transfer *t);
 
 void peer_begin_close(struct msg *m); /* CMD_CLOSE */
 void peers_close_all(struct transfer *t);
 
-/** Notes what UCX chose, once. */
-void peer_note_transport(struct transfer_peer *p);
-
-/* transfer_put.c */
+/* transfer_put.c: commands */
 
 void put_accept(struct msg *m); /* CMD_PUT: takes its place among the turns */
 void put_cancel(struct msg *m); /* CMD_CANCEL */
-void put_drop(struct msg *m);   /* CMD_PUT found in the mailbox at the end */
+void put_drop(struct msg *m);   /* one found in the mailbox at the end */
 
-/** Gives the next put whose peer's window has room its turn. @return whether there was one */
+/** Gives the next put whose lane has room its turn. @return whether there was one */
 bool puts_pump(struct transfer *t);
 
 /** Stops the puts of p (all; or the given id) with a status; they end when their requests have. */
@@ -153,11 +175,56 @@ void puts_stop(struct transfer_peer *p, const uint64_t *id, const struct status 
 /** Calls back for puts that have ended. @return whether there were any */
 bool puts_deliver(struct transfer *t);
 
+/* transfer_put.c: for lanes */
+
+/* A run of local bytes on its way. */
+struct chunk {
+    const uint8_t *from; /* our memory: what the checksum is of */
+    uint64_t bytes;
+    int slab;
+    uint64_t remote_off;
+    uint32_t *crc; /* to be continued over the bytes */
+    void
+        *scratch; /* NULL, or what to send in place of from: a fault to inject; the lane frees it */
+};
+
+/** The next run of u, at most max bytes; false when all are out. */
+bool put_next(struct put *u, uint64_t max, struct chunk *c);
+
+/** One more request of u is out. */
+void put_request_began(struct put *u);
+
+/** One has ended. status_why: NULL when well, else why not. */
+void put_request_ended(struct put *u, const char *why);
+
+struct transfer_peer *put_peer(const struct put *u);
+bool put_is_sending(const struct put *u);
+
 /* transfer_verify.c */
 
 enum status_code verifier_start(struct transfer *t, struct verifier **out, struct status *st);
 
 /** Ends the thread; verifications under way end with ST_CANCELLED. Takes NULL. */
 void verifier_stop(struct verifier *v);
+
+/* lane_ucx.c, lane_tcp.c */
+
+/** Opens p's lane to the peer of d. ST_UNAVAILABLE: this lane does not lead there. */
+enum status_code lane_ucx_open(struct transfer_peer *p, const struct descriptor *d,
+                               struct status *st);
+
+/** The same; connects in the background, a failure ends the peer. */
+enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor *d,
+                               struct status *st);
+
+/* tcp_server.c */
+
+enum status_code tcp_server_start(struct transfer *t, uint16_t port, struct tcp_server **out,
+                                  struct status *st);
+void tcp_server_stop(struct tcp_server *s); /* takes NULL */
+void tcp_server_offer(const struct tcp_server *s, struct tcp_offer *out);
+
+/** Ends connections that do not greet in time. @return ms to the next such bound; -1: none */
+int tcp_server_tend(struct tcp_server *s);
 
 #endif

@@ -1,11 +1,12 @@
 #include "common/transfer/internal.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
+#include "common/base/hash.h"
 #include "common/base/log.h"
 
 /* A call and the thread that waits for it; lives on that thread's stack. */
@@ -17,17 +18,12 @@ struct call_msg {
     sem_t ended;
 };
 
-bool transfer_on_thread(const struct transfer *t)
-{
-    return pthread_equal(pthread_self(), t->thread);
-}
-
 enum status_code transfer_call(struct transfer *t, transfer_call_fn fn, void *arg,
                                struct status *st)
 {
     struct call_msg call = {.base.type = CMD_CALL, .fn = fn, .arg = arg, .st = st};
 
-    if (transfer_on_thread(t))
+    if (pthread_equal(pthread_self(), t->thread))
         return fn(t, arg, st);
     sem_init(&call.ended, 0, 0);
     mailbox_push(t->box, &call.base);
@@ -61,8 +57,8 @@ enum status_code pieces_check(const struct transfer *t, const struct descriptor_
         if (p->slab < 0 || p->slab >= TRANSFER_SLABS_MAX || p->group >= n_groups)
             return status_set(st, ST_INVALID, "piece %zu: slab %d of 0..%d, group %u of %u", i,
                               p->slab, TRANSFER_SLABS_MAX - 1, p->group, n_groups);
-        if (piece_check("our", t->slabs.at[p->slab].bytes, i, p->slab, p->local_off, p->bytes,
-                        st) != ST_OK)
+        if (piece_check("our", t->slabs[p->slab].bytes, i, p->slab, p->local_off, p->bytes, st) !=
+            ST_OK)
             return st->code;
         if (remote != NULL && piece_check("the peer's", remote[p->slab].bytes, i, p->slab,
                                           p->remote_off, p->bytes, st) != ST_OK)
@@ -107,17 +103,61 @@ static bool handle_commands(struct transfer *t)
     return true;
 }
 
-/* Sleeps until UCX or the mailbox has something. An armed worker signals its fd for anything that
- * happened since; when something already has, arming says busy and nobody sleeps. */
+bool watch_add(struct transfer *t, int fd, uint32_t events, struct watch *w)
+{
+    struct epoll_event e = {.events = events, .data.ptr = w};
+
+    if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, fd, &e) != 0)
+        return false;
+    t->n_watches++;
+    return true;
+}
+
+void watch_change(struct transfer *t, int fd, uint32_t events, struct watch *w)
+{
+    struct epoll_event e = {.events = events, .data.ptr = w};
+
+    (void)epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, fd, &e);
+}
+
+void watch_close(struct transfer *t, int fd)
+{
+    (void)epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    close(fd);
+    t->n_watches--;
+}
+
+/* Handles what the sockets have, after a sleep of at most timeout_ms. Mailbox and UCX only wake:
+ * their watch is NULL. A handler closes no file descriptor but its own, so that the events fetched
+ * together stay good. */
+static bool handle_sockets(struct transfer *t, int timeout_ms)
+{
+    struct epoll_event events[16];
+    int n = epoll_wait(t->epoll_fd, events, 16, timeout_ms);
+    bool any = false;
+
+    for (int i = 0; i < n; i++) {
+        struct watch *w = events[i].data.ptr;
+
+        if (w != NULL) {
+            w->ready(w, events[i].events);
+            any = true;
+        }
+    }
+    return any;
+}
+
+static int sooner(int a_ms, int b_ms)
+{
+    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
+}
+
+/* An armed worker signals its fd for anything that happened since; when something already has,
+ * arming says busy and nobody sleeps. */
 static void sleep_until_event(struct transfer *t, int timeout_ms)
 {
-    struct pollfd fds[2] = {
-        {.fd = mailbox_fd(t->box), .events = POLLIN},
-        {.fd = t->ucx_fd, .events = POLLIN},
-    };
-
     if (ucp_worker_arm(t->worker) == UCS_OK)
-        (void)poll(fds, 2, timeout_ms);
+        (void)handle_sockets(t, timeout_ms);
 }
 
 static void *run(void *arg)
@@ -133,8 +173,10 @@ static void *run(void *arg)
             peers_close_all(t);
         busy |= puts_pump(t);
         busy |= ucp_worker_progress(t->worker) != 0;
+        if (t->n_watches > 0)
+            busy |= handle_sockets(t, 0);
         busy |= puts_deliver(t);
-        sleep_ms = peers_tend(t);
+        sleep_ms = sooner(peers_tend(t), tcp_server_tend(t->server));
         if (t->stopping && t->peers == NULL)
             return NULL;
         idle = busy ? 0 : idle + 1;
@@ -159,9 +201,24 @@ static enum status_code start_worker(struct transfer *t, struct status *st)
     return status_ok(st);
 }
 
+static enum status_code start_epoll(struct transfer *t, struct status *st)
+{
+    struct epoll_event e = {.events = EPOLLIN};
+
+    t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (t->epoll_fd < 0 || epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, mailbox_fd(t->box), &e) != 0 ||
+        epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->ucx_fd, &e) != 0)
+        return status_set(st, ST_EXHAUSTED,
+                          "no epoll set: raise the limit of open files (ulimit -n)");
+    return status_ok(st);
+}
+
 /* Everything but the threads; they have ended or never began. */
 static void transfer_free(struct transfer *t)
 {
+    tcp_server_stop(t->server);
+    if (t->epoll_fd >= 0)
+        close(t->epoll_fd);
     if (t->context != NULL)
         slabs_deinit(t);
     if (t->worker != NULL)
@@ -172,14 +229,10 @@ static void transfer_free(struct transfer *t)
     free(t);
 }
 
-static uint64_t random_incarnation(void)
+static enum status_code start_server(struct transfer *t, const struct transfer_options *opt,
+                                     struct status *st)
 {
-    uint64_t v = 0;
-
-    while (v == 0)
-        if (getrandom(&v, sizeof(v), 0) != sizeof(v))
-            v = (uint64_t)(uintptr_t)&v; /* no entropy source: still unlike another process's */
-    return v;
+    return t->plan.sockets ? tcp_server_start(t, opt->tcp_port, &t->server, st) : status_ok(st);
 }
 
 enum status_code transfer_start(const struct transfer_options *opt, struct transfer **out,
@@ -189,13 +242,15 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
 
     if (t == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the transfer thread");
-    t->incarnation = random_incarnation();
+    t->incarnation = hash_seed();
+    t->epoll_fd = -1;
     if (mailbox_new(&t->box, st) != ST_OK) {
         free(t);
         return st->code;
     }
     if (transport_plan_make(opt, &t->plan, st) != ST_OK ||
         transport_context(&t->plan, &t->context, st) != ST_OK || start_worker(t, st) != ST_OK ||
+        start_epoll(t, st) != ST_OK || start_server(t, opt, st) != ST_OK ||
         verifier_start(t, &t->verifier, st) != ST_OK)
         goto fail;
     if (pthread_create(&t->thread, NULL, run, t) != 0) {

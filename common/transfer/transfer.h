@@ -31,6 +31,7 @@ struct transfer_options {
     enum transfer_kind transport; /* --kv-transport */
     enum transfer_kind require;   /* --kv-require; TRANSFER_AUTO: nothing required */
     const char *devices;          /* --kv-devices: "mlx5_0:1,eth0", NULL: all */
+    uint16_t tcp_port;            /* of the socket lane, for firewalls; 0: any free one */
 };
 
 enum { TRANSFER_SLABS_MAX = 4 };

@@ -1,17 +1,17 @@
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "common/base/crc32c.h"
 #include "common/base/log.h"
 #include "common/transfer/internal.h"
 
-/*  POSTING ──▶ FLUSHING ──▶ ENDED      POSTING: in the list of turns
- *     │                       ▲        FLUSHING: all posted (or cancelled); waits for the flush
+/*  SENDING ──▶ FLUSHING ──▶ ENDED      SENDING: in the list of turns
+ *     │                       ▲        FLUSHING: all sent (or cancelled); waits for the flush
  *     └──────▶ DRAINING ──────┘        DRAINING: the peer is lost; waits for requests to end
  *  FLUSHING also goes to DRAINING. ENDED when no request is out; the callback is due. */
-enum put_state { PUT_POSTING, PUT_FLUSHING, PUT_DRAINING, PUT_ENDED };
+enum put_state { PUT_SENDING, PUT_FLUSHING, PUT_DRAINING, PUT_ENDED };
 
 struct put {
     struct msg base;
@@ -20,9 +20,9 @@ struct put {
     struct put *peer_next; /* in the peer's list */
     enum put_state state;
     uint64_t id;
-    size_t n, at;       /* pieces; the one to post next */
-    uint64_t at_bytes;  /* of that piece, already posted */
-    uint64_t bytes;     /* posted in all */
+    size_t n, at;       /* pieces; the one to send next */
+    uint64_t at_bytes;  /* of that piece, already sent */
+    uint64_t bytes;     /* sent in all */
     uint32_t in_flight; /* requests that have not ended */
     uint32_t n_groups;
     uint64_t started_us; /* 0 before the first turn */
@@ -31,13 +31,6 @@ struct put {
     void *arg;
     uint32_t *crc;                  /* [n_groups], behind the pieces */
     struct transfer_piece pieces[]; /* [n] */
-};
-
-/* A request that UCX has not finished. */
-struct post {
-    struct put *put;
-    uint64_t bytes;
-    void *scratch; /* freed with the request: bytes of an injected fault */
 };
 
 enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
@@ -115,76 +108,44 @@ static void put_settle(struct put *u)
 {
     struct transfer *t = u->peer->t;
 
-    if (u->in_flight > 0 || u->state == PUT_POSTING || u->state == PUT_ENDED)
+    if (u->in_flight > 0 || u->state == PUT_SENDING || u->state == PUT_ENDED)
         return;
     u->state = PUT_ENDED;
     u->next = t->ended;
     t->ended = u;
 }
 
-static void request_ended(struct post *post, ucs_status_t status)
+void put_request_began(struct put *u)
 {
-    struct put *u = post->put;
-    struct transfer_peer *p = u->peer;
+    u->in_flight++;
+}
 
-    p->window_bytes -= post->bytes;
-    p->window_requests--;
+void put_request_ended(struct put *u, const char *why)
+{
+    assert(u->in_flight > 0);
     u->in_flight--;
-    free(post->scratch);
-    free(post);
-    if (status != UCS_OK && u->status.code == ST_OK)
-        status_set(&u->status, ST_UNAVAILABLE, "peer %s: %s", p->name, ucs_status_string(status));
+    if (why != NULL && u->status.code == ST_OK)
+        status_set(&u->status, ST_UNAVAILABLE, "peer %s: %s", u->peer->name, why);
     put_settle(u);
 }
 
-static void on_request(void *request, ucs_status_t status, void *arg)
+struct transfer_peer *put_peer(const struct put *u)
 {
-    ucp_request_free(request);
-    request_ended(arg, status);
+    return u->peer;
 }
 
-/* Accounts for what UCX returned: a request under way, an end at once, or an error. */
-static void posted(struct post *post, ucs_status_ptr_t ret)
+bool put_is_sending(const struct put *u)
 {
-    struct transfer_peer *p = post->put->peer;
-
-    if (UCS_PTR_IS_PTR(ret))
-        return; /* on_request() follows */
-    request_ended(post, UCS_PTR_STATUS(ret));
-    if (UCS_PTR_IS_ERR(ret))
-        peer_fail(p, PEER_FAILED, ST_UNAVAILABLE, ucs_status_string(UCS_PTR_STATUS(ret)));
+    return u->state == PUT_SENDING;
 }
 
-static struct post *post_new(struct put *u, uint64_t bytes)
-{
-    struct post *post = calloc(1, sizeof(*post));
-
-    if (post == NULL) {
-        peer_fail(u->peer, PEER_FAILED, ST_UNAVAILABLE, "no memory for a request");
-        return NULL;
-    }
-    post->put = u;
-    post->bytes = bytes;
-    u->in_flight++;
-    u->peer->window_bytes += bytes;
-    u->peer->window_requests++;
-    return post;
-}
-
+/* The lane may settle the flush at once or later; meanwhile u must not settle. */
 static void put_flush(struct put *u)
 {
-    ucp_request_param_t param = {.op_attr_mask =
-                                     UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                 .cb.send = on_request};
-    struct post *post;
-
     turns_remove(u->peer->t, u);
     u->state = PUT_FLUSHING;
-    post = post_new(u, 0);
-    if (post == NULL)
-        return;
-    param.user_data = post;
-    posted(post, ucp_ep_flush_nbx(u->peer->ep, &param));
+    u->peer->lane->flush(u);
+    put_settle(u);
 }
 
 /* The bytes to send instead of the true ones, when a fault is to be injected here. */
@@ -206,75 +167,58 @@ static void *scratch_with_flip(struct transfer *t, const void *bytes, uint64_t n
     return copy;
 }
 
-/* Posts the next n bytes of the current piece. */
-static void put_post(struct put *u, uint64_t n)
+bool put_next(struct put *u, uint64_t max, struct chunk *c)
 {
-    struct transfer *t = u->peer->t;
-    const struct transfer_piece *piece = &u->pieces[u->at];
-    const struct slab_region *slab = &t->slabs.at[piece->slab];
-    const uint8_t *from = (const uint8_t *)slab->base + piece->local_off + u->at_bytes;
-    uint64_t to = u->peer->slabs[piece->slab].base + piece->remote_off + u->at_bytes;
-    ucp_request_param_t param = {.op_attr_mask =
-                                     UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                 .cb.send = on_request};
-    struct post *post = post_new(u, n);
+    const struct transfer_piece *piece;
+    const struct slab_region *slab;
 
-    if (post == NULL)
-        return;
-    u->crc[piece->group] = crc32c(u->crc[piece->group], from, n);
+    while (u->at < u->n && u->at_bytes == u->pieces[u->at].bytes) {
+        u->at++;
+        u->at_bytes = 0;
+    }
+    if (u->at == u->n)
+        return false;
+    piece = &u->pieces[u->at];
+    slab = &u->peer->t->slabs[piece->slab];
+    *c = (struct chunk){
+        .from = (const uint8_t *)slab->base + piece->local_off + u->at_bytes,
+        .bytes = piece->bytes - u->at_bytes < max ? piece->bytes - u->at_bytes : max,
+        .slab = piece->slab,
+        .remote_off = piece->remote_off + u->at_bytes,
+        .crc = &u->crc[piece->group],
+    };
     if (u->bytes == 0)
-        post->scratch = scratch_with_flip(t, from, n);
-    if (post->scratch == NULL) {
-        param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
-        param.memh = slab->memh;
-    }
-    param.user_data = post;
-    u->bytes += n;
-    u->at_bytes += n;
-    posted(post, ucp_put_nbx(u->peer->ep, post->scratch != NULL ? post->scratch : from, n, to,
-                             u->peer->rkeys[piece->slab], &param));
+        c->scratch = scratch_with_flip(u->peer->t, c->from, c->bytes);
+    u->at_bytes += c->bytes;
+    u->bytes += c->bytes;
+    return true;
 }
 
-static bool window_has_room(const struct transfer_peer *p)
+/* Are all bytes out? */
+static bool put_is_through(const struct put *u)
 {
-    return p->window_bytes < PEER_WINDOW_BYTES && p->window_requests < PEER_WINDOW_REQUESTS;
-}
+    size_t at = u->at;
+    uint64_t at_bytes = u->at_bytes;
 
-/* One turn: about a quantum of bytes. */
-static void put_turn(struct put *u)
-{
-    uint64_t had = 0;
-
-    if (u->started_us == 0)
-        u->started_us = clock_now_us();
-    while (u->state == PUT_POSTING && u->at < u->n && had < PUT_QUANTUM &&
-           window_has_room(u->peer)) {
-        uint64_t n = u->pieces[u->at].bytes - u->at_bytes;
-
-        if (n > PUT_QUANTUM)
-            n = PUT_QUANTUM;
-        if (n > 0)
-            put_post(u, n);
-        had += n;
-        if (u->at_bytes == u->pieces[u->at].bytes) {
-            u->at++;
-            u->at_bytes = 0;
-        }
-    }
+    for (; at < u->n && at_bytes == u->pieces[at].bytes; at_bytes = 0)
+        at++;
+    return at == u->n;
 }
 
 bool puts_pump(struct transfer *t)
 {
     struct put *u = t->turn_head;
 
-    while (u != NULL && !window_has_room(u->peer))
+    while (u != NULL && !u->peer->lane->has_room(u->peer))
         u = u->next;
     if (u == NULL)
         return false;
-    put_turn(u);
-    if (u->state != PUT_POSTING)
+    if (u->started_us == 0)
+        u->started_us = clock_now_us();
+    u->peer->lane->turn(u);
+    if (u->state != PUT_SENDING)
         return true; /* the peer was lost meanwhile */
-    if (u->at == u->n) {
+    if (put_is_through(u)) {
         put_flush(u);
     } else {
         turns_remove(t, u);
@@ -306,10 +250,10 @@ void puts_stop(struct transfer_peer *p, const uint64_t *id, const struct status 
             continue;
         if (u->status.code == ST_OK)
             u->status = *why;
-        if (u->state == PUT_POSTING && p->state == PEER_OPEN) {
-            put_flush(u); /* what was posted lands before the put ends */
+        if (u->state == PUT_SENDING && p->state == PEER_OPEN) {
+            put_flush(u); /* what was sent lands before the put ends */
         } else {
-            if (u->state == PUT_POSTING)
+            if (u->state == PUT_SENDING)
                 turns_remove(p->t, u);
             u->state = PUT_DRAINING;
             put_settle(u);
@@ -347,8 +291,7 @@ static void put_deliver(struct put *u)
     };
 
     peer_forget(u);
-    if (r.status.code == ST_OK)
-        peer_note_transport(u->peer);
+    u->peer->flushed |= r.status.code == ST_OK;
     u->done(u->arg, &r);
     free(u);
 }

@@ -28,7 +28,7 @@ static enum status_code slab_map(struct transfer *t, void *arg, struct status *s
     if (a->index < 0 || a->index >= TRANSFER_SLABS_MAX || a->bytes == 0)
         return status_set(st, ST_INVALID, "slab %d of %llu bytes: index 0 to %d, at least a byte",
                           a->index, (unsigned long long)a->bytes, TRANSFER_SLABS_MAX - 1);
-    s = &t->slabs.at[a->index];
+    s = &t->slabs[a->index];
     if (s->bytes != 0 || t->peers != NULL)
         return status_set(st, ST_INVALID,
                           "slab %d: slabs are made once each, before the first peer", a->index);
@@ -87,8 +87,8 @@ enum status_code transfer_slab_register(struct transfer *t, int index, void *bas
 void slabs_deinit(struct transfer *t)
 {
     for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
-        if (t->slabs.at[i].bytes > 0)
-            (void)ucp_mem_unmap(t->context, t->slabs.at[i].memh);
+        if (t->slabs[i].bytes > 0)
+            (void)ucp_mem_unmap(t->context, t->slabs[i].memh);
 }
 
 static enum status_code describe(struct transfer *t, void *arg, struct status *st)
@@ -100,7 +100,7 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
     ucs_status_t rc = ucp_worker_get_address(t->worker, &address, &address_len);
 
     for (int i = 0; rc == UCS_OK && i < TRANSFER_SLABS_MAX; i++) {
-        const struct slab_region *s = &t->slabs.at[i];
+        const struct slab_region *s = &t->slabs[i];
 
         if (s->bytes == 0)
             continue;
@@ -109,6 +109,7 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
             d.slabs[i] =
                 (struct descriptor_slab){(uintptr_t)s->base, s->bytes, rkeys[i], (uint32_t)len};
     }
+    tcp_server_offer(t->server, &d.tcp);
     if (rc == UCS_OK) {
         d.address = address;
         d.address_len = (uint32_t)address_len;

@@ -79,7 +79,7 @@ static bool job_turn(const struct transfer *t, struct job *j)
 
     while (j->at < j->n && had < VERIFY_SLICE) {
         const struct transfer_piece *p = &j->pieces[j->at];
-        const uint8_t *base = t->slabs.at[p->slab].base;
+        const uint8_t *base = t->slabs[p->slab].base;
         uint64_t n = p->bytes - j->at_bytes;
 
         if (n > VERIFY_SLICE)

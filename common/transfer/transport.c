@@ -25,12 +25,13 @@ const char *transport_kind_name(enum transfer_kind kind)
 enum status_code transport_plan_make(const struct transfer_options *opt,
                                      struct transport_plan *plan, struct status *st)
 {
+    /* UCX's own TCP is never used. For TCP, UCX only owns the memory, and has itself to talk to. */
     static const char *const tls[] = {
-        [TRANSFER_AUTO] = "sm,tcp,self",
+        [TRANSFER_AUTO] = "sm,self",
         [TRANSFER_RDMA] = "ib",
         [TRANSFER_NVLINK] = "cuda_ipc,cuda_copy,sm",
         [TRANSFER_SHM] = "sm,self",
-        [TRANSFER_TCP] = "tcp,self",
+        [TRANSFER_TCP] = "self",
     };
     enum transfer_kind kind = opt->require != TRANSFER_AUTO ? opt->require : opt->transport;
 
@@ -38,6 +39,8 @@ enum status_code transport_plan_make(const struct transfer_options *opt,
     snprintf(plan->tls, sizeof(plan->tls), "%s", tls[kind]);
     if (opt->devices != NULL)
         snprintf(plan->devices, sizeof(plan->devices), "%s", opt->devices);
+    plan->ucx = kind != TRANSFER_TCP;
+    plan->sockets = kind == TRANSFER_AUTO || kind == TRANSFER_TCP;
     return status_ok(st);
 }
 

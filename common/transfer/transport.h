@@ -16,8 +16,10 @@
 #include "common/transfer/transfer.h"
 
 struct transport_plan {
-    char tls[128];     /* UCX's TLS: "sm,tcp,self" */
-    char devices[256]; /* UCX's NET_DEVICES; "" leaves it alone */
+    char tls[128];     /* UCX's TLS: "sm,self" */
+    char devices[256]; /* UCX's NET_DEVICES and the socket lane's interfaces; "": all */
+    bool ucx;          /* may UCX carry KV? (It runs in any case: it owns the slabs.) */
+    bool sockets;      /* may the socket lane? */
 };
 
 /** "auto", "rdma", "nvlink", "shm", "tcp". */

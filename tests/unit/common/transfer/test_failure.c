@@ -136,6 +136,12 @@ static void reconnecting_leaves_no_file_descriptors_shm(void **state)
     reconnecting_leaves_no_file_descriptors(TRANSFER_SHM);
 }
 
+static void reconnecting_leaves_no_file_descriptors_tcp(void **state)
+{
+    (void)state;
+    reconnecting_leaves_no_file_descriptors(TRANSFER_TCP);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -146,6 +152,7 @@ int main(void)
         cmocka_unit_test(a_descriptor_of_a_dead_receiver_gives_unavailable_shm),
         cmocka_unit_test(a_descriptor_of_a_dead_receiver_gives_unavailable_tcp),
         cmocka_unit_test(reconnecting_leaves_no_file_descriptors_shm),
+        cmocka_unit_test(reconnecting_leaves_no_file_descriptors_tcp),
     };
 
     return cmocka_run_group_tests_name("transfer failure", tests, NULL, NULL);
