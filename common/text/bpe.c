@@ -19,33 +19,54 @@ static void *scratch_take(struct bpe_scratch *s, size_t bytes)
     return s->memory;
 }
 
+unsigned bpe_class(uint8_t byte)
+{
+    if (byte >= 0x80) /* continuation bytes in four, then the leading ones, Han's in three */
+        return byte < 0xC0   ? 8 + (byte >> 4 & 3)
+               : byte < 0xE4 ? 12
+               : byte < 0xE6 ? 13
+               : byte < 0xE8 ? 14
+                             : 15;
+    if (byte >= 'a' && byte <= 'z')
+        return byte < 'f' ? 4 : byte < 'n' ? 5 : byte < 't' ? 6 : 7;
+    if (byte >= 'A' && byte <= 'Z')
+        return 3;
+    if (byte >= '0' && byte <= '9')
+        return 2;
+    return byte <= ' ' ? 0 : 1;
+}
+
 /*
  * Do left and right, side by side, stay two tokens? Think of BPE on their bytes as a film: each
  * token is the last frame of its own side. Run it backwards. At the border stand two tokens; they
  * stood there side by side from the moment the younger was made until one of them was merged into
  * its parent on its own side (limit: that merge's rank, exclusive). If they have a merge of lower
  * rank than that, it came first, and the film is another one. Then undo the younger of the two.
+ * Stop when nothing that is still to come at this border is part of a merge with the other side.
  *
  * Equal ranks: the leftmost goes first. A parent of the right-hand token lies to the right of the
  * border, so a crossing merge of the same rank beats it; a parent of the left-hand one wins.
  */
 bool bpe_stays_apart(const struct bpe *b, uint32_t left, uint32_t right, uint32_t limit)
 {
-    for (;;) {
-        uint32_t rank = bpe_rank(b, left, right);
-        const struct bpe_token *l = &b->tokens[left], *r = &b->tokens[right];
-        if (rank < limit)
+    const struct bpe_token *l = &b->tokens[left], *r = &b->tokens[right];
+
+    while ((l->leads >> r->first_class & 1) && (r->follows >> l->last_class & 1)) {
+        if (bpe_rank(b, left, right) < limit)
             return false;
         if (l->made > r->made) {
             limit = l->made - 1;
             left = l->right;
+            l = &b->tokens[left];
         } else if (r->made > 0) {
             limit = r->made;
             right = r->left;
+            r = &b->tokens[right];
         } else {
-            return true; /* two bytes */
+            break; /* two bytes */
         }
     }
+    return true;
 }
 
 /* Places in a piece that turned out not to begin a token: a bit each, made at the first need. */
@@ -72,6 +93,15 @@ static bool bury(struct dead_places *d, struct bpe_scratch *scratch, size_t n, s
     return true;
 }
 
+/* The next shorter token that fits where id does, and its length. */
+static uint32_t shorter(const struct bpe *b, uint32_t id, size_t *len)
+{
+    id = b->prefixes[id];
+    if (id != BPE_NONE)
+        *len = b->offsets[id + 1] - b->offsets[id];
+    return id;
+}
+
 static enum status_code encode_linear(const struct bpe *b, struct bpe_scratch *scratch,
                                       const uint8_t *s, size_t n, uint32_t *ids, size_t *n_ids,
                                       struct status *st)
@@ -82,11 +112,10 @@ static enum status_code encode_linear(const struct bpe *b, struct bpe_scratch *s
 
     while (pos < n) {
         while (id != BPE_NONE) {
-            len = b->offsets[id + 1] - b->offsets[id];
             if (!is_dead(&dead, pos + len) &&
                 (k == 0 || bpe_stays_apart(b, ids[k - 1], id, BPE_NONE)))
                 break;
-            id = b->tokens[id].prefix;
+            id = shorter(b, id, &len);
         }
         if (id != BPE_NONE) {
             ids[k++] = id;
@@ -101,7 +130,7 @@ static enum status_code encode_linear(const struct bpe *b, struct bpe_scratch *s
             return status_set(st, ST_EXHAUSTED, "no memory to encode %zu bytes", n);
         id = ids[--k];
         pos -= b->offsets[id + 1] - b->offsets[id];
-        id = b->tokens[id].prefix;
+        id = shorter(b, id, &len);
     }
     *n_ids = k;
     return status_ok(st);

@@ -6,8 +6,10 @@
 void bpe_tables_deinit(struct bpe_tables *t)
 {
     free(t->tokens);
+    free(t->prefixes);
     free(t->merged);
     free(t->pairs);
+    free(t->filter);
     free(t->trie);
     *t = (struct bpe_tables){0};
 }
@@ -27,22 +29,28 @@ static enum status_code build_pairs(const struct bpe_merge *merges, uint32_t n, 
     unsigned bits = pair_bits(n);
 
     out->n_pairs = (size_t)1 << bits;
+    out->n_filter = out->n_pairs / 8;
     out->pairs = malloc(out->n_pairs * sizeof(*out->pairs));
-    if (out->pairs == NULL)
+    out->filter = calloc(out->n_filter, sizeof(*out->filter));
+    if (out->pairs == NULL || out->filter == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for %u merges", n);
     memset(out->pairs, 0xFF, out->n_pairs * sizeof(*out->pairs));
     b->pairs = out->pairs;
     b->pairs_mask = out->n_pairs - 1;
     b->pairs_shift = 64 - bits;
+    b->filter = out->filter;
+    b->filter_shift = 64 - (bits - 3);
     for (uint32_t rank = 0; rank < n; rank++) {
         uint64_t key = (uint64_t)merges[rank].left << 20 | merges[rank].right;
-        uint64_t i = (key * 0x9E3779B97F4A7C15u) >> b->pairs_shift;
+        uint64_t hash = bpe_hash(merges[rank].left, merges[rank].right);
+        uint64_t i = hash >> b->pairs_shift;
         while (out->pairs[i] != BPE_PAIR_FREE && out->pairs[i] >> 24 != key)
             i = (i + 1) & b->pairs_mask;
         if (out->pairs[i] != BPE_PAIR_FREE)
             return status_set(st, ST_INVALID, "merge %u repeats merge %u", rank,
                               (unsigned)(out->pairs[i] & 0xFFFFFF));
         out->pairs[i] = key << 24 | rank;
+        out->filter[hash >> b->filter_shift] |= bpe_filter_bits(hash);
     }
     return status_ok(st);
 }
@@ -52,22 +60,40 @@ static enum status_code build_pairs(const struct bpe_merge *merges, uint32_t n, 
 static bool note_makers(const struct bpe *b, const struct bpe_merge *merges, uint32_t n_merges,
                         struct bpe_token *tokens)
 {
-    bool as_trained = true;
-
     for (uint32_t i = 0; i < b->n_tokens; i++)
-        tokens[i] = (struct bpe_token){BPE_NONE, BPE_NONE, 0, BPE_NONE};
-    for (uint32_t c = 0; c < 256; c++) /* "made" means available, until the merges are numbered */
-        tokens[b->byte_ids[c]].prefix = 0;
+        tokens[i] = (struct bpe_token){.left = BPE_NONE,
+                                       .right = BPE_NONE,
+                                       .first_class = bpe_class(b->bytes[b->offsets[i]]),
+                                       .last_class = bpe_class(b->bytes[b->offsets[i + 1] - 1])};
     for (uint32_t rank = 0; rank < n_merges; rank++) {
         const struct bpe_merge *m = &merges[rank];
         struct bpe_token *whole = &tokens[m->whole];
-        if (tokens[m->left].prefix != 0 || tokens[m->right].prefix != 0 || whole->prefix == 0) {
-            as_trained = false;
-            break;
-        }
-        *whole = (struct bpe_token){m->left, m->right, rank + 1, 0};
+        uint32_t left_len = b->offsets[m->left + 1] - b->offsets[m->left];
+        uint32_t right_len = b->offsets[m->right + 1] - b->offsets[m->right];
+        if ((tokens[m->left].made == 0 && left_len > 1) ||
+            (tokens[m->right].made == 0 && right_len > 1) || whole->made > 0)
+            return false;
+        whole->left = m->left;
+        whole->right = m->right;
+        whole->made = (rank + 1) & 0xFFFFFF;
     }
-    return as_trained;
+    return true;
+}
+
+/* A token's masks hold those of the tokens at its ends, which were made before it. */
+static void note_neighbours(const struct bpe_merge *merges, uint32_t n_merges,
+                            struct bpe_token *tokens)
+{
+    for (uint32_t rank = 0; rank < n_merges; rank++) {
+        struct bpe_token *l = &tokens[merges[rank].left], *r = &tokens[merges[rank].right];
+        l->leads |= (uint16_t)(1u << r->first_class);
+        r->follows |= (uint16_t)(1u << l->last_class);
+    }
+    for (uint32_t rank = 0; rank < n_merges; rank++) {
+        struct bpe_token *whole = &tokens[merges[rank].whole];
+        whole->leads |= tokens[whole->right].leads;
+        whole->follows |= tokens[whole->left].follows;
+    }
 }
 
 /* The trie of the tokens that encode to themselves: bytes, and what merges two of them whose border
@@ -77,10 +103,9 @@ static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *
 {
     struct trie_key *keys = malloc(((size_t)n_merges + 256) * sizeof(*keys));
     uint8_t *whole = calloc(b->n_tokens, 1); /* encodes to itself */
-    uint32_t *prefix = malloc(b->n_tokens * sizeof(*prefix));
     size_t n = 0;
 
-    if (keys == NULL || whole == NULL || prefix == NULL) {
+    if (keys == NULL || whole == NULL) {
         status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b->n_tokens);
         goto done;
     }
@@ -93,14 +118,11 @@ static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *
             keys[n++] = (struct trie_key){b->bytes + b->offsets[id],
                                           b->offsets[id + 1] - b->offsets[id], id};
     }
-    if (trie_build(keys, n, &out->trie, &out->n_trie, prefix, st) != ST_OK)
-        goto done;
-    for (size_t i = 0; i < n; i++)
-        out->tokens[keys[i].value].prefix = prefix[keys[i].value];
+    if (trie_build(keys, n, &out->trie, &out->n_trie, out->prefixes, st) != ST_OK)
+        status_wrap(st, "the tokens' strings");
 done:
     free(keys);
     free(whole);
-    free(prefix);
     return st->code;
 }
 
@@ -111,8 +133,9 @@ enum status_code bpe_build(const struct bpe *vocab, const struct bpe_merge *merg
     struct bpe_tables t = {0};
 
     t.tokens = malloc(b.n_tokens * sizeof(*t.tokens));
+    t.prefixes = malloc(b.n_tokens * sizeof(*t.prefixes));
     t.merged = malloc(((size_t)n_merges + 1) * sizeof(*t.merged));
-    if (t.tokens == NULL || t.merged == NULL) {
+    if (t.tokens == NULL || t.prefixes == NULL || t.merged == NULL) {
         status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b.n_tokens);
         goto done;
     }
@@ -121,9 +144,11 @@ enum status_code bpe_build(const struct bpe *vocab, const struct bpe_merge *merg
     for (uint32_t rank = 0; rank < n_merges; rank++)
         t.merged[rank] = merges[rank].whole;
     t.linear = note_makers(&b, merges, n_merges, t.tokens);
+    if (t.linear)
+        note_neighbours(merges, n_merges, t.tokens);
     b.tokens = t.tokens;
     for (uint32_t i = 0; i < b.n_tokens; i++)
-        t.tokens[i].prefix = BPE_NONE;
+        t.prefixes[i] = BPE_NONE;
     if (t.linear && build_trie(&b, merges, n_merges, &t, st) != ST_OK)
         goto done;
     *out = t;

@@ -16,9 +16,12 @@ struct bpe_merge {
 struct bpe_tables {
     bool linear;
     struct bpe_token *tokens; /* [n_tokens] */
+    uint32_t *prefixes;       /* [n_tokens] */
     uint32_t *merged;         /* [n_merges] */
     uint64_t *pairs;
     size_t n_pairs; /* a power of two */
+    uint64_t *filter;
+    size_t n_filter; /* a power of two */
     uint64_t *trie;
     size_t n_trie;
 };

@@ -34,32 +34,16 @@ static inline int peek(const struct stretch *t, size_t pos, unsigned *len)
 
     if (pos == t->n)
         return -1;
+    if (t->s[pos] < 0x80) {
+        class = unicode_classes[0][t->s[pos]];
+        *len = 1;
+        return t->cjk || (class & UNICODE_NUMBER) ? -1 : class;
+    }
     class = unicode_class(unicode_decode(t->s + pos, len));
     if ((class & UNICODE_CJK) != t->cjk || (class & UNICODE_NUMBER))
         return -1;
     return class;
 }
-
-/* How many bytes of s (16 may be read) are A-Z, a-z before the first that is not. */
-#ifdef __SSE2__
-#include <emmintrin.h>
-static inline unsigned ascii_letters(const uint8_t *s)
-{
-    __m128i folded = _mm_or_si128(_mm_loadu_si128((const void *)s), _mm_set1_epi8(0x20));
-    /* 'a'..'z' become -128..-103, everything else is above */
-    __m128i moved = _mm_add_epi8(folded, _mm_set1_epi8((char)(0x80 - 'a')));
-    unsigned other = (unsigned)_mm_movemask_epi8(_mm_cmpgt_epi8(moved, _mm_set1_epi8(-103)));
-    return (unsigned)__builtin_ctz(other | 0x10000);
-}
-#else
-static inline unsigned ascii_letters(const uint8_t *s)
-{
-    unsigned i = 0;
-    while (i < 16 && (uint8_t)((s[i] | 0x20) - 'a') < 26)
-        i++;
-    return i;
-}
-#endif
 
 /* Past [A-Za-z]*. */
 static inline size_t skip_ascii_letters(const uint8_t *s, size_t n, size_t pos)
@@ -175,7 +159,7 @@ static size_t number_end(const uint8_t *s, size_t n, size_t pos)
     return pos;
 }
 
-size_t pretokenize_next(const uint8_t *s, size_t n, size_t pos)
+size_t pretokenize_any(const uint8_t *s, size_t n, size_t pos)
 {
     struct stretch t = {.s = s, .n = n};
     unsigned len;

@@ -43,9 +43,10 @@ static bool ids_are_sound(const struct bpe *b)
             (t->left >= b->n_tokens || t->right >= b->n_tokens ||
              b->tokens[t->left].made >= t->made || b->tokens[t->right].made >= t->made))
             return false;
-        if (t->prefix != BPE_NONE &&
-            (t->prefix >= b->n_tokens || b->offsets[t->prefix + 1] - b->offsets[t->prefix] >=
-                                             b->offsets[i + 1] - b->offsets[i]))
+        uint32_t prefix = b->prefixes[i];
+        if (prefix != BPE_NONE &&
+            (prefix >= b->n_tokens ||
+             b->offsets[prefix + 1] - b->offsets[prefix] >= b->offsets[i + 1] - b->offsets[i]))
             return false;
     }
     for (uint32_t i = 0; i < 256; i++)
@@ -68,10 +69,11 @@ static bool bind_bpe(struct tokenizer *t)
     const struct image *image = &t->image;
     uint32_t n = t->meta->n_tokens, n_merges = t->meta->n_merges;
     size_t n_pairs = image->sections[IMAGE_PAIRS].bytes / sizeof(uint64_t);
+    size_t n_filter = image->sections[IMAGE_FILTER].bytes / sizeof(uint64_t);
     struct bpe *b = &t->bpe;
 
     if (n == 0 || n > BPE_MAX_TOKENS || n_merges > BPE_MAX_MERGES || n_pairs < 2 ||
-        (n_pairs & (n_pairs - 1)) != 0)
+        (n_pairs & (n_pairs - 1)) != 0 || n_filter < 2 || (n_filter & (n_filter - 1)) != 0)
         return false;
     *b = (struct bpe){
         .n_tokens = n,
@@ -81,13 +83,17 @@ static bool bind_bpe(struct tokenizer *t)
         .bytes = image->sections[IMAGE_BYTES].data,
         .byte_ids = table(image, IMAGE_BYTE_IDS, sizeof(uint32_t), 256),
         .tokens = table(image, IMAGE_TOKENS, sizeof(struct bpe_token), n),
+        .prefixes = table(image, IMAGE_PREFIXES, sizeof(uint32_t), n),
         .merged = table(image, IMAGE_MERGED, sizeof(uint32_t), n_merges),
         .pairs = table(image, IMAGE_PAIRS, sizeof(uint64_t), n_pairs),
         .pairs_mask = n_pairs - 1,
         .pairs_shift = 64 - (unsigned)__builtin_ctzll(n_pairs),
+        .filter = table(image, IMAGE_FILTER, sizeof(uint64_t), n_filter),
+        .filter_shift = 64 - (unsigned)__builtin_ctzll(n_filter),
     };
-    if (b->offsets == NULL || b->byte_ids == NULL || b->tokens == NULL || b->merged == NULL ||
-        b->pairs == NULL || b->offsets[n] != image->sections[IMAGE_BYTES].bytes)
+    if (b->offsets == NULL || b->byte_ids == NULL || b->tokens == NULL || b->prefixes == NULL ||
+        b->merged == NULL || b->pairs == NULL || b->filter == NULL ||
+        b->offsets[n] != image->sections[IMAGE_BYTES].bytes)
         return false;
     return ids_are_sound(b) && (!b->linear || bind_trie(image, IMAGE_TRIE, n, &b->trie));
 }

@@ -25,7 +25,7 @@
 
 #include "common/base/status.h"
 
-enum { IMAGE_VERSION = 1 };
+enum { IMAGE_VERSION = 3 };
 
 enum image_section {
     IMAGE_META,         /* struct image_meta */
@@ -34,8 +34,10 @@ enum image_section {
     IMAGE_FLAGS,        /* u8 [n_tokens]: enum token_flag */
     IMAGE_BYTE_IDS,     /* u32 [256] */
     IMAGE_TOKENS,       /* struct bpe_token [n_tokens] */
+    IMAGE_PREFIXES,     /* u32 [n_tokens] */
     IMAGE_MERGED,       /* u32 [n_merges] */
     IMAGE_PAIRS,        /* u64, a power of two */
+    IMAGE_FILTER,       /* u64, a power of two */
     IMAGE_TRIE,         /* u64 slots: tokens that encode to themselves; empty when not linear */
     IMAGE_ADDED_FIRST,  /* u64 slots: added tokens with normalized: false */
     IMAGE_ADDED_SECOND, /* u64 slots: the other added tokens */

@@ -516,8 +516,10 @@ static bool write_bpe(struct reader *r, struct image *image, const struct bpe *b
     *meta = (struct image_meta){
         .n_tokens = v->n, .n_merges = v->n_merges, .n_added = r->n_added, .linear = t.linear};
     hand_over(image, IMAGE_TOKENS, t.tokens, v->n * sizeof(*t.tokens));
+    hand_over(image, IMAGE_PREFIXES, t.prefixes, v->n * sizeof(*t.prefixes));
     hand_over(image, IMAGE_MERGED, t.merged, v->n_merges * sizeof(*t.merged));
     hand_over(image, IMAGE_PAIRS, t.pairs, t.n_pairs * sizeof(*t.pairs));
+    hand_over(image, IMAGE_FILTER, t.filter, t.n_filter * sizeof(*t.filter));
     hand_over(image, IMAGE_TRIE, t.trie, t.n_trie * sizeof(*t.trie));
     return true;
 }

@@ -44,13 +44,14 @@ bool trie_is_sound(const uint64_t *slots, size_t n_slots, uint32_t n_values);
 
 /**
  * The value of the longest key at the beginning of s[n], or TRIE_NONE.
- * @param len  out, that key's bytes; untouched when there is none
+ * @param len  out, that key's bytes; 0 when there is none
  */
 static inline uint32_t trie_longest(const uint64_t *slots, const uint8_t *s, size_t n, size_t *len)
 {
     uint64_t node = slots[0];
     uint32_t best = 0;
 
+    *len = 0;
     for (size_t i = 0; i < n; i++) {
         node = slots[(node >> 9 & 0xFFFFFFF) + s[i]];
         if ((node & 0x1FF) != s[i])

@@ -46,58 +46,23 @@ size_t word_cache_bytes(const struct word_cache *c)
     return ((size_t)SHORT_BUCKET << c->short_bits) + ((size_t)LONG_BUCKET << c->long_bits);
 }
 
-static void long_key(const uint8_t *s, size_t n, uint64_t key[8])
+void word_cache_put(const struct word *w, const uint32_t *ids, size_t n_ids)
 {
-    memset(key, 0, 64);
-    memcpy(key, s, n);
-    ((uint8_t *)key)[63] = (uint8_t)n;
-}
-
-static struct word_long *long_bucket(const struct word_cache *c, const uint64_t key[8])
-{
-    uint64_t h = key[7];
-
-    for (int i = 0; i < 7; i++)
-        h = word_mix(h, key[i]);
-    return c->longs + 2 * ((h * 0xD6E8FEB86659FD93u) >> (64 - c->long_bits));
-}
-
-size_t word_cache_find_long(const struct word_cache *c, const uint8_t *s, size_t n, uint32_t *ids)
-{
-    const struct word_long *w;
-    uint64_t key[8];
-    size_t k;
-
-    long_key(s, n, key);
-    w = long_bucket(c, key);
-    if (memcmp(w->key, key, sizeof(key)) != 0 && memcmp((++w)->key, key, sizeof(key)) != 0)
-        return 0;
-    k = w->ids[0] >> 24;
-    memcpy(ids, w->ids, k * sizeof(*ids));
-    ids[0] &= 0xFFFFFF;
-    return k;
-}
-
-void word_cache_put(struct word_cache *c, const uint8_t *s, size_t n, const uint32_t *ids,
-                    size_t n_ids)
-{
-    if (n_ids == 0)
+    if (n_ids == 0 || w->bucket == NULL)
         return;
-    if (n <= WORD_SHORT_MAX && n_ids <= WORD_SHORT_IDS) {
-        struct word_short new = {.ids = {0}}, *bucket;
-        word_short_key(s, n, n, new.key);
+    if (w->n <= WORD_SHORT_MAX && n_ids <= WORD_SHORT_IDS) {
+        struct word_short *bucket = w->bucket;
+        struct word_short new = {.key = {w->key[0], w->key[1]}};
         memcpy(new.ids, ids, n_ids * sizeof(*ids));
         new.ids[0] |= (uint32_t)n_ids << 24;
-        bucket = word_short_bucket(c, new.key);
         bucket[1] = bucket[0];
         bucket[0] = new;
-    } else if (n > WORD_SHORT_MAX && n <= WORD_LONG_MAX && n_ids <= WORD_LONG_IDS) {
-        struct word_long new = {.ids = {0}}, *bucket;
-        long_key(s, n, new.key);
-        memcpy(new.ids, ids, n_ids * sizeof(*ids));
-        new.ids[0] |= (uint32_t)n_ids << 24;
-        bucket = long_bucket(c, new.key);
+    } else if (w->n > WORD_SHORT_MAX && n_ids <= WORD_LONG_IDS) {
+        struct word_long *bucket = w->bucket;
         bucket[1] = bucket[0];
-        bucket[0] = new;
+        memcpy(bucket->key, w->s, w->n);
+        bucket->len = (uint8_t)w->n;
+        memcpy(bucket->ids, ids, n_ids * sizeof(*ids));
+        bucket->ids[0] |= (uint32_t)n_ids << 24;
     }
 }
