@@ -1,0 +1,224 @@
+/* Tokens to deltas: the answer does not depend on how the worker batched the tokens. argv[1] is a
+ * tokenizer.json. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/text/chat_tokens.h"
+#include "router/chat_answer.h"
+
+static const char *path;
+static struct router router;
+
+static int open_tokenizer(void **state)
+{
+    struct status st;
+
+    (void)state;
+    if (tokenizer_open(path, &router.tokenizer, &st) != ST_OK)
+        return -1;
+    router.eos_id = chat_tokens[CHAT_EOS].id;
+    return 0;
+}
+
+static int close_tokenizer(void **state)
+{
+    (void)state;
+    tokenizer_free(router.tokenizer);
+    return 0;
+}
+
+/* What came out, with a mark where a delta of another kind begins. */
+static void gather(void *arg, const struct chat_delta *d)
+{
+    static const char *const marks[] = {"[r]", "[c]", "[call]", "[a]"};
+    struct buf *out = arg;
+    const char *mark = marks[d->kind];
+    static int last = -1;
+
+    if (d->kind != CHAT_CALL)
+        assert_true(d->len > 0);
+    if (out->len == 0 || last != (int)d->kind || d->kind == CHAT_CALL)
+        buf_puts(out, mark);
+    last = (int)d->kind;
+    buf_append(out, d->text, d->len);
+}
+
+struct outcome {
+    struct buf text;
+    const char *finish;
+    uint64_t n_completion, n_reasoning;
+};
+
+static struct outcome run(const struct chat_task *task, const struct token_list *ids, size_t batch,
+                          Baton__V1__FinishReason finish)
+{
+    struct chat_answer_scratch scratch = {0};
+    struct chat_answer a;
+    struct outcome o = {0};
+    struct status st;
+
+    assert_int_equal(chat_answer_init(&a, &router, task, &scratch, gather, &o.text, &st), ST_OK);
+    for (size_t at = 0; at < ids->n && a.finish == NULL; at += batch) {
+        size_t n = ids->n - at < batch ? ids->n - at : batch;
+
+        assert_int_equal(
+            chat_answer_push(&a, ids->ids + at, n,
+                             at + n == ids->n ? finish : BATON__V1__FINISH_REASON__FINISH_NONE,
+                             &st),
+            ST_OK);
+        assert_int_equal(scratch.pending.len, 0);
+    }
+    o.finish = a.finish;
+    o.n_completion = a.n_completion;
+    o.n_reasoning = a.n_reasoning;
+    chat_answer_deinit(&a);
+    buf_deinit(&scratch.text);
+    buf_deinit(&scratch.pending);
+    return o;
+}
+
+static void the_answer_does_not_depend_on_batches(void **state)
+{
+    static const char call[] =
+        "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n"
+        "<｜DSML｜parameter name=\"x\" string=\"true\">é…</｜DSML｜parameter>\n"
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+    static const struct {
+        enum turn_start start;
+        bool tools, joined, keep_stop;
+        const char *stop, *text, *expect, *finish;
+    } table[] = {
+        {TURN_REASONING, false, false, false, NULL, "hm</think>Hi 世界👩‍👩‍👧",
+         "[r]hm[c]Hi 世界👩‍👩‍👧", "stop"},
+        {TURN_REASONING, false, true, false, NULL, "hm</think>Hi", "[c]hm</think>Hi", "stop"},
+        {TURN_REASONING, false, true, false, "Hi", "hm Hi</think>Hi", "[c]hm Hi</think>", "stop"},
+        {TURN_REASONING, false, false, false, NULL, "all of it", "[r]all of it", "stop"},
+        {TURN_CONTENT, false, false, false, "two th", "one two three", "[c]one ", "stop"},
+        {TURN_CONTENT, false, false, true, "two th", "one two three", "[c]one two th", "stop"},
+        {TURN_CONTENT, false, false, false, "threefold", "one two three", "[c]one two three",
+         "stop"},
+        {TURN_CONTENT, true, false, false, NULL, call, "[call]f[a]{\"x\": \"é…\"}", "tool_calls"},
+        {TURN_CONTENT, true, false, false, "é", call, "[call]f[a]{\"x\": \"é…\"}", "tool_calls"},
+        {TURN_CONTENT, false, false, false, NULL, "half \xe4\xb8\x96 </th", "[c]half 世 </th",
+         "stop"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        struct chat_task task = {.start = table[i].start, .tools = table[i].tools};
+        struct token_list ids = {0};
+        struct status st;
+
+        task.params.separate_reasoning = !table[i].joined;
+        task.params.no_stop_trim = table[i].keep_stop;
+        if (table[i].stop != NULL)
+            task.params.stop[task.params.n_stop++] =
+                (struct stop_string){table[i].stop, strlen(table[i].stop)};
+        assert_int_equal(tokenizer_encode(router.tokenizer, NULL, table[i].text,
+                                          strlen(table[i].text), TOKENIZE_ADDED, &ids, &st),
+                         ST_OK);
+        token_list_push(&ids, router.eos_id);
+        for (size_t batch = 1; batch <= ids.n; batch++) {
+            struct outcome o = run(&task, &ids, batch, BATON__V1__FINISH_REASON__FINISH_STOP);
+
+            assert_string_equal(buf_cstr(&o.text), table[i].expect);
+            assert_string_equal(o.finish, table[i].finish);
+            buf_deinit(&o.text);
+        }
+        token_list_deinit(&ids);
+    }
+}
+
+static void tokens_are_counted_and_the_end_token_is_not_shown(void **state)
+{
+    struct chat_task task = {.start = TURN_REASONING};
+    struct token_list ids = {0};
+    struct outcome o;
+    struct status st;
+
+    (void)state;
+    task.params.separate_reasoning = true;
+    assert_int_equal(
+        tokenizer_encode(router.tokenizer, NULL, "a b</think>c", 12, TOKENIZE_ADDED, &ids, &st),
+        ST_OK);
+    assert_int_equal(ids.n, 4);
+    token_list_push(&ids, router.eos_id);
+    o = run(&task, &ids, 2, BATON__V1__FINISH_REASON__FINISH_STOP);
+    assert_int_equal(o.n_completion, 5);
+    assert_int_equal(o.n_reasoning, 3);
+    buf_deinit(&o.text);
+    /* A stop token, last, is not shown; at a length limit the last token is. */
+    ids.n = 4;
+    o = run(&task, &ids, 4, BATON__V1__FINISH_REASON__FINISH_STOP);
+    assert_string_equal(buf_cstr(&o.text), "[r]a b");
+    buf_deinit(&o.text);
+    o = run(&task, &ids, 4, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    assert_string_equal(buf_cstr(&o.text), "[r]a b[c]c");
+    assert_string_equal(o.finish, "length");
+    buf_deinit(&o.text);
+    token_list_deinit(&ids);
+}
+
+static void half_a_character_at_the_end_becomes_the_replacement_character(void **state)
+{
+    struct chat_task task = {.start = TURN_CONTENT};
+    struct token_list ids = {0};
+    struct outcome o;
+    struct status st;
+
+    (void)state;
+    /* U+1FAE8: four bytes in several tokens. */
+    assert_int_equal(tokenizer_encode(router.tokenizer, NULL, "\xf0\x9f\xab\xa8", 4, 0, &ids, &st),
+                     ST_OK);
+    assert_true(ids.n > 1);
+    ids.n--;
+    o = run(&task, &ids, 1, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    assert_string_equal(buf_cstr(&o.text), "[c]\xef\xbf\xbd");
+    buf_deinit(&o.text);
+    token_list_deinit(&ids);
+}
+
+static void an_id_outside_the_vocabulary_is_corrupt(void **state)
+{
+    static const int32_t bad[] = {-1, 129280, INT32_MAX};
+    struct chat_task task = {.start = TURN_CONTENT};
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct chat_answer_scratch scratch = {0};
+        struct buf out = {0};
+        struct chat_answer a;
+        struct status st;
+
+        assert_int_equal(chat_answer_init(&a, &router, &task, &scratch, gather, &out, &st), ST_OK);
+        assert_int_equal(
+            chat_answer_push(&a, &bad[i], 1, BATON__V1__FINISH_REASON__FINISH_NONE, &st),
+            ST_CORRUPT);
+        chat_answer_deinit(&a);
+        buf_deinit(&scratch.text);
+        buf_deinit(&scratch.pending);
+        buf_deinit(&out);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_answer_does_not_depend_on_batches),
+        cmocka_unit_test(tokens_are_counted_and_the_end_token_is_not_shown),
+        cmocka_unit_test(half_a_character_at_the_end_becomes_the_replacement_character),
+        cmocka_unit_test(an_id_outside_the_vocabulary_is_corrupt),
+    };
+
+    if (argc < 2)
+        return 2;
+    path = argv[1];
+    return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
+}
