@@ -114,7 +114,7 @@ def test_a_bad_line_gets_its_reason_and_the_next_its_answer(tokenizer_dir):
     lines = [x for line, _ in BAD_TOKENIZE for x in (line, {"text": "hi"})]
     found = run_lines("tokenize", tokenizer_dir, lines)
     for (line, reason), answer in zip(BAD_TOKENIZE, found[::2]):
-        assert list(answer) == ["error"] and reason in answer["error"], (line, answer)
+        assert "ids" not in answer and reason in answer["error"], (line, answer)
     assert found[1::2] == [{"ids": [6366]}] * len(BAD_TOKENIZE)
 
 
@@ -122,7 +122,7 @@ def test_bad_ids_get_their_reason(tokenizer_dir):
     bad = [{"ids": 1}, {}, {"ids": [129280]}, {"ids": [5, -1]}, {"ids": [1.5]}, {"ids": ["1"]},
            {"ids": [2 ** 63]}]
     found = run_lines("detokenize", tokenizer_dir, bad + [{"ids": []}, {"ids": [6366]}])
-    assert all(list(a) == ["error"] and "ids" in a["error"] for a in found[:-2])
+    assert all("pieces" not in a and "ids" in a["error"] for a in found[:-2])
     assert found[-2:] == [{"pieces": [], "tail": ""}, {"pieces": ["hi"], "tail": ""}]
 
 
