@@ -1,10 +1,10 @@
 #include "common/base/json.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/hash.h"
+#include "common/base/json_bytes.h"
 #include "common/base/utf8.h"
 
 /* Documents up to this size; so every count fits 32 bits. */
@@ -150,19 +150,6 @@ static inline void skip_blanks(struct parser *ps)
 
 /* ---- strings and numbers: from the text to the document's text block ---- */
 
-#define ONES UINT64_C(0x0101010101010101)
-#define HIGH UINT64_C(0x8080808080808080)
-
-/* Non-zero when one of the eight bytes is '"', '\', below 0x20, or (ascii_only) above 0x7f. Exact
- * as a yes/no answer; which byte it was is found by looking. */
-static inline uint64_t special_bytes(uint64_t w, bool ascii_only)
-{
-    uint64_t quote = w ^ (ONES * '"'), slash = w ^ (ONES * '\\');
-    uint64_t hit = ((quote - ONES) & ~quote) | ((slash - ONES) & ~slash) | ((w - ONES * 0x20) & ~w);
-
-    return (ascii_only ? hit | w : hit) & HIGH;
-}
-
 /* Four hex digits at s, or -1. */
 static int32_t hex4(const char *s)
 {
@@ -240,7 +227,7 @@ static bool parse_string(struct parser *ps, const char **text, uint32_t *len)
 
         while (ps->end - p >= 8) {
             memcpy(&w, p, 8);
-            if (special_bytes(w, true))
+            if (json_special_bytes(w, true))
                 break;
             memcpy(out, &w, 8);
             p += 8;
@@ -614,138 +601,4 @@ bool json_lone_surrogates(const struct json_doc *doc)
 const struct json *json_root(const struct json_doc *doc)
 {
     return &doc->root;
-}
-
-const struct json *json_get(const struct json *v, const char *key)
-{
-    size_t n = strlen(key);
-
-    if (v == NULL || v->type != JSON_OBJECT)
-        return NULL;
-    for (uint32_t i = 0; i < v->len; i++)
-        if (v->members[i].key_len == n && memcmp(v->members[i].key, key, n) == 0)
-            return &v->members[i].value;
-    return NULL;
-}
-
-/* ---- numbers ---- */
-
-bool json_int(const struct json *v, int64_t *out)
-{
-    const char *p, *digits_end;
-    bool negative;
-    uint64_t magnitude = 0;
-    int64_t exponent = 0, n_zeros = 0;
-    bool seen_point = false;
-
-    if (v == NULL || v->type != JSON_NUMBER)
-        return false;
-    p = v->text;
-    negative = *p == '-';
-    p += negative;
-    if (*p < '0' || *p > '9') /* NaN, Infinity */
-        return false;
-    digits_end = p + strcspn(p, "eE");
-    if (*digits_end != '\0') { /* strtoll saturates: far outside either way */
-        exponent = strtoll(digits_end + 1, NULL, 10);
-        if (exponent > INT32_MAX || exponent < INT32_MIN)
-            exponent = exponent > 0 ? INT32_MAX : INT32_MIN;
-    }
-    /* value = magnitude * 10^(n_zeros + exponent), zeros counted so that trailing ones cost nothing
-     */
-    for (; p < digits_end; p++) {
-        if (*p == '.') {
-            seen_point = true;
-            continue;
-        }
-        exponent -= seen_point;
-        n_zeros++;
-        if (*p == '0')
-            continue;
-        for (; n_zeros > 0; n_zeros--)
-            if (__builtin_mul_overflow(magnitude, 10, &magnitude))
-                return false;
-        if (__builtin_add_overflow(magnitude, (uint64_t)(*p - '0'), &magnitude))
-            return false;
-    }
-    exponent += n_zeros;
-    if (magnitude == 0) {
-        *out = 0;
-        return true;
-    }
-    if (exponent < 0)
-        return false;
-    for (; exponent > 0; exponent--)
-        if (__builtin_mul_overflow(magnitude, 10, &magnitude))
-            return false;
-    if (magnitude > (uint64_t)INT64_MAX + negative)
-        return false;
-    *out = negative ? (int64_t)(0 - magnitude) : (int64_t)magnitude;
-    return true;
-}
-
-bool json_double(const struct json *v, double *out)
-{
-    if (v == NULL || v->type != JSON_NUMBER)
-        return false;
-    *out = strtod(v->text, NULL); /* knows NaN and Infinity; the C locale is never left */
-    return true;
-}
-
-bool json_is(const struct json *v, const char *s)
-{
-    return v != NULL && v->type == JSON_STRING && v->len == strlen(s) &&
-           memcmp(v->text, s, v->len) == 0;
-}
-
-/* ---- writing ---- */
-
-void json_write_escaped(struct buf *out, const char *s, size_t len)
-{
-    static const char hex[] = "0123456789abcdef";
-    static const char short_escapes[32] = {
-        ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-    const char *p = s, *end;
-
-    if (len == 0)
-        return; /* s may be NULL */
-    end = s + len;
-    buf_reserve(out, len);
-    for (;;) {
-        const char *run = p;
-        uint64_t w;
-
-        while (end - p >= 8) {
-            memcpy(&w, p, 8);
-            if (special_bytes(w, false))
-                break;
-            p += 8;
-        }
-        while (p < end && *p != '"' && *p != '\\' && (unsigned char)*p >= 0x20)
-            p++;
-        buf_append(out, run, (size_t)(p - run));
-        if (p == end)
-            break;
-        buf_reserve(out, 6);
-        out->data[out->len++] = '\\';
-        if (*p == '"' || *p == '\\') {
-            out->data[out->len++] = *p;
-        } else if (short_escapes[(unsigned char)*p] != 0) {
-            out->data[out->len++] = short_escapes[(unsigned char)*p];
-        } else {
-            memcpy(out->data + out->len, "u00", 3);
-            out->data[out->len + 3] = hex[(unsigned char)*p >> 4];
-            out->data[out->len + 4] = hex[*p & 15];
-            out->len += 5;
-        }
-        p++;
-    }
-}
-
-void json_write_string(struct buf *out, const char *s, size_t len)
-{
-    buf_reserve(out, len + 2);
-    buf_append(out, "\"", 1);
-    json_write_escaped(out, s, len);
-    buf_append(out, "\"", 1);
 }
