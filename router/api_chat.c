@@ -58,8 +58,7 @@ struct chat_job {
     struct chat_choice choices[];
 };
 
-/* ---- life -------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static void choice_deinit(struct chat_choice *c)
 {
@@ -97,8 +96,7 @@ static struct router_metrics *metrics_of(const struct chat_job *j)
     return j->thread->router->metrics;
 }
 
-/* ---- figures ------------------------------------------------------------------------------------
- */
+/* ---- figures --------------------------------------------------------------------------------- */
 
 static struct chat_usage usage_of(const struct chat_job *j)
 {
@@ -185,8 +183,7 @@ static void count_tokens(struct chat_job *j, size_t n)
     j->last_us = now;
 }
 
-/* ---- streamed answers ---------------------------------------------------------------------------
- */
+/* ---- streamed answers ------------------------------------------------------------------------ */
 
 /* Events of one turn are gathered here and leave together. */
 static struct buf *events_of(const struct chat_job *j)
@@ -263,8 +260,7 @@ static bool send_events(struct chat_job *j)
     return false;
 }
 
-/* ---- whole answers ------------------------------------------------------------------------------
- */
+/* ---- whole answers --------------------------------------------------------------------------- */
 
 static void keep_call(struct chat_choice *c, const struct chat_delta *d)
 {
@@ -355,8 +351,7 @@ static void reply_whole(struct chat_job *j)
     buf_deinit(&out);
 }
 
-/* ---- events of generations ----------------------------------------------------------------------
- */
+/* ---- events of generations ------------------------------------------------------------------- */
 
 /* Ends the request with an error: a status while nothing has been sent, else an event. */
 static void job_fail(struct chat_job *j, const struct status *why)
@@ -455,8 +450,7 @@ static void on_failed(void *arg, const struct status *why)
     job_fail(c->job, why);
 }
 
-/* ---- requests -----------------------------------------------------------------------------------
- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 /* The client's own id when it is printable, else one of ours. */
 static void name_request(struct http_exchange *x, char *out)

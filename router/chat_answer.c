@@ -36,8 +36,7 @@ static void put_call(struct chat_answer *a, unsigned call, const char *name, siz
     a->emit(a->arg, &d);
 }
 
-/* ---- between parser and deltas ----------------------------------------------------------------
- */
+/* ---- between parser and deltas --------------------------------------------------------------- */
 
 static void put_content(struct chat_answer *a, const char *text, size_t len)
 {
@@ -89,8 +88,7 @@ static void on_parsed(void *ctx, const struct parse_event *e)
     }
 }
 
-/* ---- tokens in ---------------------------------------------------------------------------------
- */
+/* ---- tokens in ------------------------------------------------------------------------------- */
 
 /* The end: everything held back comes out, unless a stop string has ended it. */
 static void finish(struct chat_answer *a, const char *engine_finish)
@@ -146,8 +144,7 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
     return status_ok(st);
 }
 
-/* ---- life -------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 enum status_code chat_answer_init(struct chat_answer *a, const struct router *router,
                                   const struct chat_task *task, struct chat_answer_scratch *scratch,

@@ -104,8 +104,7 @@ static void table_take_out(struct generations *g, struct generation *gen)
     gen->id = 0;
 }
 
-/* ---- one generation's states ------------------------------------------------------------------
- */
+/* ---- one generation's states ----------------------------------------------------------------- */
 
 static void enter_queued(struct generation *gen, uint64_t wait_until_us)
 {
@@ -168,8 +167,7 @@ static bool remember(struct generation *gen, const int32_t *ids, size_t n)
     return true;
 }
 
-/* ---- submitting --------------------------------------------------------------------------------
- */
+/* ---- submitting ------------------------------------------------------------------------------ */
 
 static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
 {

@@ -45,7 +45,7 @@ static bool same(const char *s, size_t n, const char *word)
     return strlen(word) == n && strncasecmp(s, word, n) == 0;
 }
 
-/* ---- request line -------------------------------------------------------------------------- */
+/* ---- request line ---------------------------------------------------------------------------- */
 
 static int method_of(const char *s, size_t n)
 {
@@ -153,7 +153,7 @@ static enum http_event take_request_line(struct http_parser *p, const char *s, s
     return take_target(p, target, (size_t)(version - 1 - target));
 }
 
-/* ---- headers ------------------------------------------------------------------------------- */
+/* ---- headers --------------------------------------------------------------------------------- */
 
 static enum http_event take_length(struct http_parser *p, const char *s, size_t n)
 {
@@ -299,7 +299,7 @@ static enum http_event end_headers(struct http_parser *p)
     return HTTP_MORE;
 }
 
-/* ---- chunks -------------------------------------------------------------------------------- */
+/* ---- chunks ---------------------------------------------------------------------------------- */
 
 /* 1-15 hex digits, then nothing or ";extensions", which are skipped. */
 static enum http_event take_chunk_size(struct http_parser *p, const char *s, size_t n)
@@ -336,7 +336,7 @@ static enum http_event take_trailer(struct http_parser *p, const char *s, size_t
     return split_header(p, s, n, &n_name, &value, &n_value);
 }
 
-/* ---- lines and bodies ---------------------------------------------------------------------- */
+/* ---- lines and bodies ------------------------------------------------------------------------ */
 
 static enum http_event take_line(struct http_parser *p, const char *s, size_t n)
 {
@@ -431,7 +431,7 @@ static size_t feed_body(struct http_parser *p, const char *data, size_t len)
     return n;
 }
 
-/* ---- public -------------------------------------------------------------------------------- */
+/* ---- public ---------------------------------------------------------------------------------- */
 
 void http_parser_init(struct http_parser *p, const struct http_limits *limits)
 {

@@ -78,7 +78,7 @@ const struct http_server_stats *http_server_stats(const struct http_server *s);
  */
 void http_server_drain(struct http_server *s);
 
-/* ---- one exchange -------------------------------------------------------------------------- */
+/* ---- one exchange ---------------------------------------------------------------------------- */
 
 /** Valid until the exchange ends. The handler may take the body's buffer (and zero it). */
 struct http_request *http_exchange_request(struct http_exchange *x);

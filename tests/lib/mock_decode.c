@@ -100,8 +100,7 @@ static void on_close(void *arg, struct rpc_session *s, const struct status *why)
     push(M_CLOSED, s, NULL);
 }
 
-/* ---- what to answer ---------------------------------------------------------------------------
- */
+/* ---- what to answer -------------------------------------------------------------------------- */
 
 static int64_t number(const struct json *d, const char *key, int64_t absent)
 {
@@ -234,8 +233,7 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
     json_free(doc);
 }
 
-/* ---- answering --------------------------------------------------------------------------------
- */
+/* ---- answering ------------------------------------------------------------------------------- */
 
 static void drop(struct request *r)
 {

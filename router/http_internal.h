@@ -1,0 +1,80 @@
+/*
+ * http_internal: what http_server.c (accepting), http_conn.c (phases, input) and http_reply.c
+ * (output) share. The picture of the phases stands in http_server.h.
+ */
+#ifndef BATON_ROUTER_HTTP_INTERNAL_H
+#define BATON_ROUTER_HTTP_INTERNAL_H
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+
+#include "router/http_server.h"
+
+#define HTTP_NEVER UINT64_MAX
+
+enum http_phase {
+    HTTP_PHASE_IDLE,
+    HTTP_PHASE_HEAD,
+    HTTP_PHASE_BODY,
+    HTTP_PHASE_REPLYING,
+    HTTP_PHASE_LINGERING,
+    HTTP_PHASE_DEAD
+};
+
+struct http_exchange {
+    struct http_server *server;
+    struct http_exchange *prev, *next; /* the server's list */
+    struct bufferevent *bev;
+    struct event *timer;
+    uint64_t deadline_us; /* of the phase; HTTP_NEVER for none */
+    uint64_t timer_us;    /* when the timer fires; HTTP_NEVER while it is not armed. Deadlines that
+                             move    back cost nothing: the timer finds out when it fires */
+    uint64_t body_since_us;
+    enum http_phase phase;
+    bool in_pump;     /* on the stack: do not free */
+    bool streaming;   /* http_reply_start() was called */
+    bool chunked;     /* and the stream is chunked */
+    bool close_after; /* no keep-alive after this answer */
+    bool half_closed; /* the client sends nothing more */
+    struct http_parser parser;
+    struct buf headers; /* extra ones of the answer */
+    void (*on_gone)(void *arg);
+    void *gone_arg;
+    char peer[64];
+};
+
+struct http_server {
+    struct event_base *base;
+    struct evconnlistener *listener;
+    struct event *accept_again;
+    struct http_server_config config;
+    struct http_server_callbacks callbacks;
+    struct http_server_stats stats;
+    struct http_exchange *first;
+    int port;
+    bool draining;
+};
+
+/* ---- http_conn.c ----------------------------------------------------------------------------- */
+
+/** A connection for an accepted socket, which it owns on success. NULL: no memory. */
+struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
+                                     const struct sockaddr *addr, int len);
+
+/** Closes now; the one who waits for the answer, if any, is told. */
+void http_conn_close(struct http_exchange *c);
+
+/** Waits for the output to leave, then for the client to stop sending (a close with unread input
+ * resets the connection, and the client might lose the answer), for a bounded time. */
+void http_conn_linger(struct http_exchange *c);
+
+/** The answer is complete: on to the next request, or the end. */
+void http_conn_finish(struct http_exchange *c);
+
+/** True while no more output may be added for this client. */
+static inline bool http_output_full(const struct http_exchange *c)
+{
+    return evbuffer_get_length(bufferevent_get_output(c->bev)) > c->server->config.output_bytes_max;
+}
+
+#endif
