@@ -1,0 +1,478 @@
+#include "common/model/weights.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/log.h"
+
+/* What a tensor may be stored as. */
+enum storage { PLAIN_BF16, PLAIN_F32, PLAIN_I64, QUANT_FP8, QUANT_EXPERT };
+
+struct loader {
+    const struct safetensors *s;
+    const struct model_config *c;
+    struct kernels *k; /* NULL: check only */
+    bool *used;        /* [tensors] */
+    uint64_t bytes;
+    struct status *st;
+};
+
+/* ---- one tensor ---- */
+
+static const struct tensor *find(struct loader *l, const char *name)
+{
+    const struct tensor *t = safetensors_find(l->s, name);
+    size_t n;
+
+    if (t == NULL) {
+        status_set(l->st, ST_INVALID, "tensor %s is missing", name);
+        return NULL;
+    }
+    l->used[t - safetensors_all(l->s, &n)] = true;
+    l->bytes += t->bytes;
+    return t;
+}
+
+static void shape_text(const struct tensor *t, char *out, size_t n)
+{
+    size_t at = (size_t)snprintf(out, n, "[");
+
+    for (int i = 0; i < t->n_dims && at < n; i++)
+        at += (size_t)snprintf(out + at, n - at, "%s%" PRId64, i > 0 ? ", " : "", t->shape[i]);
+    if (at < n)
+        snprintf(out + at, n - at, "]");
+}
+
+/* rows 0: a vector of cols. */
+static bool has_shape(struct loader *l, const struct tensor *t, int64_t rows, int64_t cols)
+{
+    char found[128];
+
+    if (rows == 0 ? t->n_dims == 1 && t->shape[0] == cols
+                  : t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols)
+        return true;
+    shape_text(t, found, sizeof(found));
+    if (rows == 0)
+        status_set(l->st, ST_INVALID,
+                   "%s: tensor %s has shape %s, config.json asks [%" PRId64
+                   "]: checkpoint and config are of different models",
+                   t->file, t->name, found, cols);
+    else
+        status_set(l->st, ST_INVALID,
+                   "%s: tensor %s has shape %s, config.json asks [%" PRId64 ", %" PRId64
+                   "]: checkpoint and config are of different models",
+                   t->file, t->name, found, rows, cols);
+    return false;
+}
+
+static bool has_dtype(struct loader *l, const struct tensor *t, enum st_dtype a, enum st_dtype b)
+{
+    if (t->dtype == a || t->dtype == b)
+        return true;
+    status_set(l->st, ST_INVALID, "%s: tensor %s is %s, expected %s%s%s", t->file, t->name,
+               dtype_name(t->dtype), dtype_name(a), a != b ? " or " : "",
+               a != b ? dtype_name(b) : "");
+    return false;
+}
+
+static bool load(struct loader *l, const struct tensor *t, const struct weight_src *src,
+                 struct weight *out)
+{
+    if (l->k == NULL)
+        return true;
+    if (l->k->ops->weight_load(l->k, src, out) == 0)
+        return true;
+    status_set(l->st, ST_EXHAUSTED, "tensor %s: %s", t->name, l->k->error);
+    return false;
+}
+
+static bool plain(struct loader *l, const char *name, enum storage how, int64_t rows, int64_t cols,
+                  struct weight *out)
+{
+    static const struct {
+        enum st_dtype dtype;
+        enum weight_type type;
+    } types[] = {[PLAIN_BF16] = {DTYPE_BF16, WEIGHT_BF16},
+                 [PLAIN_F32] = {DTYPE_F32, WEIGHT_F32},
+                 [PLAIN_I64] = {DTYPE_I64, WEIGHT_I64}};
+    const struct tensor *t = find(l, name);
+    struct weight_src src = {.type = types[how].type, .rows = rows == 0 ? 1 : rows, .cols = cols};
+
+    if (t == NULL || !has_dtype(l, t, types[how].dtype, types[how].dtype) ||
+        !has_shape(l, t, rows, cols))
+        return false;
+    src.data = t->data;
+    return load(l, t, &src, out);
+}
+
+/* name.weight with name.scale: FP8 in 128 x 128 tiles, or (experts) FP4 with a scale per 32
+ * columns. */
+static bool quantised(struct loader *l, const char *base, enum storage how, int64_t rows,
+                      int64_t cols, struct weight *out)
+{
+    char name[512];
+    const struct tensor *t, *scale;
+    struct weight_src src = {.type = WEIGHT_FP8, .rows = rows, .cols = cols};
+    bool fp4;
+
+    snprintf(name, sizeof(name), "%.200s.weight", base);
+    t = find(l, name);
+    if (t == NULL ||
+        !has_dtype(l, t, DTYPE_F8_E4M3, how == QUANT_EXPERT ? DTYPE_I8 : DTYPE_F8_E4M3))
+        return false;
+    fp4 = t->dtype == DTYPE_I8;
+    snprintf(name, sizeof(name), "%.200s.scale", base);
+    scale = find(l, name);
+    if (scale == NULL || !has_dtype(l, scale, DTYPE_F8_E8M0, DTYPE_F32) ||
+        !has_shape(l, t, rows, fp4 ? cols / 2 : cols) ||
+        !has_shape(l, scale, fp4 ? rows : (rows + 127) / 128, fp4 ? cols / 32 : (cols + 127) / 128))
+        return false;
+    src.type = fp4 ? WEIGHT_FP4 : WEIGHT_FP8;
+    src.data = t->data;
+    src.scale = scale->data;
+    src.scale_is_f32 = scale->dtype == DTYPE_F32;
+    return load(l, t, &src, out);
+}
+
+/* Loads PREFIX + SUFFIX. */
+static bool at(struct loader *l, const char *prefix, const char *suffix, enum storage how,
+               int64_t rows, int64_t cols, struct weight *out)
+{
+    char name[512];
+
+    snprintf(name, sizeof(name), "%.300s%.200s", prefix, suffix);
+    return how == QUANT_FP8 || how == QUANT_EXPERT ? quantised(l, name, how, rows, cols, out)
+                                                   : plain(l, name, how, rows, cols, out);
+}
+
+/* ---- the parts of a layer, as CHECKPOINT.md lists them ---- */
+
+static bool load_hc(struct loader *l, const char *prefix, int64_t rows, int64_t scales,
+                    struct hc_weights *w)
+{
+    const struct model_config *c = l->c;
+
+    return at(l, prefix, "_fn", PLAIN_F32, rows, (int64_t)c->hc_mult * c->hidden_size, &w->fn) &&
+           at(l, prefix, "_base", PLAIN_F32, 0, rows, &w->base) &&
+           at(l, prefix, "_scale", PLAIN_F32, 0, scales, &w->scale);
+}
+
+static bool load_compressor(struct loader *l, const char *prefix, int ratio, int dim,
+                            struct compressor_weights *w)
+{
+    int64_t cols = ratio == 4 ? 2 * dim : dim, d = l->c->hidden_size;
+
+    return at(l, prefix, ".wkv.weight", PLAIN_BF16, cols, d, &w->wkv) &&
+           at(l, prefix, ".wgate.weight", PLAIN_BF16, cols, d, &w->wgate) &&
+           at(l, prefix, ".ape", PLAIN_F32, ratio, cols, &w->ape) &&
+           at(l, prefix, ".norm.weight", PLAIN_BF16, 0, dim, &w->norm);
+}
+
+static bool load_attention(struct loader *l, const char *prefix, int ratio,
+                           struct attention_weights *w)
+{
+    const struct model_config *c = l->c;
+    int64_t d = c->hidden_size, HD = (int64_t)c->n_heads * c->head_dim;
+    int64_t GO = (int64_t)c->o_groups * c->o_lora_rank, ql = c->q_lora_rank;
+    char name[256];
+
+    if (!at(l, prefix, ".attn_sink", PLAIN_F32, 0, c->n_heads, &w->sink) ||
+        !at(l, prefix, ".wq_a", QUANT_FP8, ql, d, &w->wq_a) ||
+        !at(l, prefix, ".q_norm.weight", PLAIN_BF16, 0, ql, &w->q_norm) ||
+        !at(l, prefix, ".wq_b", QUANT_FP8, HD, ql, &w->wq_b) ||
+        !at(l, prefix, ".wkv", QUANT_FP8, c->head_dim, d, &w->wkv) ||
+        !at(l, prefix, ".kv_norm.weight", PLAIN_BF16, 0, c->head_dim, &w->kv_norm) ||
+        !at(l, prefix, ".wo_a", QUANT_FP8, GO, HD / c->o_groups, &w->wo_a) ||
+        !at(l, prefix, ".wo_b", QUANT_FP8, d, GO, &w->wo_b))
+        return false;
+    snprintf(name, sizeof(name), "%.200s.compressor", prefix);
+    if (ratio != 0 && !load_compressor(l, name, ratio, c->head_dim, &w->comp))
+        return false;
+    if (ratio != 4)
+        return true;
+    snprintf(name, sizeof(name), "%.200s.indexer.compressor", prefix);
+    return at(l, prefix, ".indexer.wq_b", QUANT_FP8, (int64_t)c->index_n_heads * c->index_head_dim,
+              ql, &w->index_wq_b) &&
+           at(l, prefix, ".indexer.weights_proj.weight", PLAIN_BF16, c->index_n_heads, d,
+              &w->index_proj) &&
+           load_compressor(l, name, ratio, c->index_head_dim, &w->index_comp);
+}
+
+static bool load_expert(struct loader *l, const char *prefix, enum storage how,
+                        struct expert_weights *w)
+{
+    int64_t d = l->c->hidden_size, f = l->c->moe_inter;
+
+    return at(l, prefix, ".w1", how, f, d, &w->w1) && at(l, prefix, ".w2", how, d, f, &w->w2) &&
+           at(l, prefix, ".w3", how, f, d, &w->w3);
+}
+
+static bool load_moe(struct loader *l, const char *prefix, bool hashed, struct moe_weights *w)
+{
+    const struct model_config *c = l->c;
+    char name[256];
+
+    w->experts = calloc((size_t)c->n_experts, sizeof(*w->experts));
+    if (w->experts == NULL) {
+        status_set(l->st, ST_EXHAUSTED, "no memory for %d experts", c->n_experts);
+        return false;
+    }
+    if (!at(l, prefix, ".gate.weight", PLAIN_BF16, c->n_experts, c->hidden_size, &w->gate))
+        return false;
+    if (hashed ? !at(l, prefix, ".gate.tid2eid", PLAIN_I64, c->vocab_size, c->n_active, &w->table)
+               : !at(l, prefix, ".gate.bias", PLAIN_F32, 0, c->n_experts, &w->bias))
+        return false;
+    for (int e = 0; e < c->n_experts; e++) {
+        snprintf(name, sizeof(name), "%.200s.experts.%d", prefix, e);
+        if (!load_expert(l, name, QUANT_EXPERT, &w->experts[e]))
+            return false;
+    }
+    snprintf(name, sizeof(name), "%.200s.shared_experts", prefix);
+    return load_expert(l, name, QUANT_FP8, &w->shared);
+}
+
+/* The ids of a hash layer index the experts: they are input too. */
+static bool check_table(struct loader *l, const char *prefix)
+{
+    const struct tensor *t;
+    char name[256];
+
+    snprintf(name, sizeof(name), "%.200s.ffn.gate.tid2eid", prefix);
+    t = safetensors_find(l->s, name);
+    for (uint64_t i = 0; i < t->bytes / 8; i++) {
+        int64_t id;
+
+        memcpy(&id, t->data + 8 * i, 8);
+        if (id < 0 || id >= l->c->n_experts) {
+            status_set(l->st, ST_INVALID, "%s: tensor %s holds expert %" PRId64 " of %d", t->file,
+                       name, id, l->c->n_experts);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool load_layer(struct loader *l, const char *prefix, int layer, struct layer_weights *w)
+{
+    const struct model_config *c = l->c;
+    int64_t mix = (2 + c->hc_mult) * (int64_t)c->hc_mult;
+    char name[256];
+
+    w->ratio = c->compress_ratios[layer];
+    w->hashed = layer < c->n_hash_layers;
+    snprintf(name, sizeof(name), "%.200s.hc_attn", prefix);
+    if (!load_hc(l, name, mix, 3, &w->hc_attn))
+        return false;
+    snprintf(name, sizeof(name), "%.200s.hc_ffn", prefix);
+    if (!load_hc(l, name, mix, 3, &w->hc_ffn) ||
+        !at(l, prefix, ".attn_norm.weight", PLAIN_BF16, 0, c->hidden_size, &w->attn_norm) ||
+        !at(l, prefix, ".ffn_norm.weight", PLAIN_BF16, 0, c->hidden_size, &w->ffn_norm))
+        return false;
+    snprintf(name, sizeof(name), "%.200s.attn", prefix);
+    if (!load_attention(l, name, w->ratio, &w->attn))
+        return false;
+    snprintf(name, sizeof(name), "%.200s.ffn", prefix);
+    return load_moe(l, name, w->hashed, &w->moe) && (!w->hashed || check_table(l, prefix));
+}
+
+static bool load_head(struct loader *l, const char *prefix, struct head_weights *w)
+{
+    char name[256];
+
+    snprintf(name, sizeof(name), "%shc_head", prefix);
+    return load_hc(l, name, l->c->hc_mult, 1, &w->hc) &&
+           at(l, prefix, "norm.weight", PLAIN_BF16, 0, l->c->hidden_size, &w->norm);
+}
+
+static bool load_mtp(struct loader *l, int i, struct mtp_weights *w)
+{
+    int64_t d = l->c->hidden_size;
+    char name[64];
+
+    snprintf(name, sizeof(name), "mtp.%d", i);
+    if (!load_layer(l, name, l->c->n_layers + i, &w->layer) ||
+        !at(l, name, ".e_proj", QUANT_FP8, d, d, &w->e_proj) ||
+        !at(l, name, ".h_proj", QUANT_FP8, d, d, &w->h_proj) ||
+        !at(l, name, ".enorm.weight", PLAIN_BF16, 0, d, &w->enorm) ||
+        !at(l, name, ".hnorm.weight", PLAIN_BF16, 0, d, &w->hnorm))
+        return false;
+    snprintf(name, sizeof(name), "mtp.%d.", i);
+    return load_head(l, name, &w->head);
+}
+
+static bool load_all(struct loader *l, struct weights *w)
+{
+    const struct model_config *c = l->c;
+    char name[64];
+
+    if (!at(l, "", "embed.weight", PLAIN_BF16, c->vocab_size, c->hidden_size, &w->embed) ||
+        !at(l, "", "head.weight", PLAIN_BF16, c->vocab_size, c->hidden_size, &w->head) ||
+        !load_head(l, "", &w->top))
+        return false;
+    for (int i = 0; i < c->n_layers; i++) {
+        snprintf(name, sizeof(name), "layers.%d", i);
+        if (!load_layer(l, name, i, &w->layers[i]))
+            return false;
+    }
+    for (int i = 0; i < c->n_mtp; i++)
+        if (!load_mtp(l, i, &w->mtp[i]))
+            return false;
+    return true;
+}
+
+/* Base releases repeat embedding and head under the MTP block; later ones bring more drafters. */
+static bool check_extra(struct loader *l)
+{
+    size_t n;
+    const struct tensor *t = safetensors_all(l->s, &n);
+
+    for (size_t i = 0; i < n; i++) {
+        if (l->used[i])
+            continue;
+        if (strncmp(t[i].name, "mtp.", 4) != 0) {
+            status_set(l->st, ST_INVALID,
+                       "%s: tensor %s is not part of this model: checkpoint and config.json are of "
+                       "different models",
+                       t[i].file, t[i].name);
+            return false;
+        }
+        log_info("tensor %s is not used", t[i].name);
+    }
+    return true;
+}
+
+enum status_code weights_load(const struct safetensors *s, const struct model_config *c,
+                              struct kernels *k, struct weights **out, struct status *st)
+{
+    struct weights *w = calloc(1, sizeof(*w));
+    struct loader l = {.s = s, .c = c, .k = k, .st = st};
+    size_t n;
+
+    safetensors_all(s, &n);
+    l.used = calloc(n + 1, sizeof(*l.used));
+    if (w != NULL) {
+        w->k = k;
+        w->n_layers = c->n_layers;
+        w->n_mtp = c->n_mtp;
+        w->n_experts = c->n_experts;
+        w->layers = calloc((size_t)c->n_layers, sizeof(*w->layers));
+        w->mtp = calloc((size_t)c->n_mtp + 1, sizeof(*w->mtp));
+    }
+    if (w == NULL || l.used == NULL || w->layers == NULL || w->mtp == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for the table of weights");
+        goto done;
+    }
+    if (!load_all(&l, w) || !check_extra(&l))
+        goto done;
+    w->bytes = l.bytes;
+    *out = w;
+    w = NULL;
+    status_ok(st);
+done:
+    weights_free(w);
+    free(l.used);
+    return st->code;
+}
+
+/* ---- freeing ---- */
+
+static void unload_expert(struct kernels *k, struct expert_weights *e)
+{
+    k->ops->weight_unload(k, &e->w1);
+    k->ops->weight_unload(k, &e->w2);
+    k->ops->weight_unload(k, &e->w3);
+}
+
+static void unload_range(struct kernels *k, void *first, size_t bytes)
+{
+    struct weight *w = first;
+
+    for (size_t i = 0; i < bytes / sizeof(*w); i++)
+        k->ops->weight_unload(k, &w[i]);
+}
+
+static void unload_layer(struct weights *w, struct layer_weights *l)
+{
+    struct kernels *k = w->k;
+
+    /* These structs hold nothing but weights. */
+    unload_range(k, &l->hc_attn, sizeof(l->hc_attn));
+    unload_range(k, &l->hc_ffn, sizeof(l->hc_ffn));
+    unload_range(k, &l->attn, sizeof(l->attn));
+    k->ops->weight_unload(k, &l->attn_norm);
+    k->ops->weight_unload(k, &l->ffn_norm);
+    k->ops->weight_unload(k, &l->moe.gate);
+    k->ops->weight_unload(k, &l->moe.bias);
+    k->ops->weight_unload(k, &l->moe.table);
+    unload_expert(k, &l->moe.shared);
+    for (int e = 0; l->moe.experts != NULL && e < w->n_experts; e++)
+        unload_expert(k, &l->moe.experts[e]);
+}
+
+void weights_free(struct weights *w)
+{
+    if (w == NULL)
+        return;
+    for (int i = 0; w->layers != NULL && i < w->n_layers; i++) {
+        if (w->k != NULL)
+            unload_layer(w, &w->layers[i]);
+        free(w->layers[i].moe.experts);
+    }
+    for (int i = 0; w->mtp != NULL && i < w->n_mtp; i++) {
+        struct mtp_weights *m = &w->mtp[i];
+
+        if (w->k != NULL) {
+            unload_layer(w, &m->layer);
+            unload_range(w->k, &m->head, sizeof(m->head));
+            unload_range(w->k, &m->e_proj, 4 * sizeof(struct weight));
+        }
+        free(m->layer.moe.experts);
+    }
+    if (w->k != NULL) {
+        unload_range(w->k, &w->embed, 2 * sizeof(struct weight));
+        unload_range(w->k, &w->top, sizeof(w->top));
+    }
+    free(w->layers);
+    free(w->mtp);
+    free(w);
+}
+
+/* ---- fingerprint ---- */
+
+enum { SAMPLES = 16, SAMPLE_BYTES = 64 };
+
+static uint64_t hash(uint64_t h, const void *data, size_t n)
+{
+    const uint8_t *p = data;
+
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * 0x100000001B3u; /* FNV-1a */
+    return h;
+}
+
+/* Samples spread over the tensor, both ends included: reading all bytes would read the disk twice.
+ */
+static uint64_t hash_tensor(uint64_t h, const struct tensor *t)
+{
+    h = hash(h, t->name, strlen(t->name) + 1);
+    h = hash(h, &t->dtype, sizeof(t->dtype));
+    h = hash(h, t->shape, sizeof(t->shape));
+    if (t->bytes <= (uint64_t)SAMPLES * SAMPLE_BYTES)
+        return hash(h, t->data, t->bytes);
+    for (uint64_t i = 0; i < SAMPLES; i++)
+        h = hash(h, t->data + (t->bytes - SAMPLE_BYTES) / (SAMPLES - 1) * i, SAMPLE_BYTES);
+    return h;
+}
+
+uint64_t weights_fingerprint(const struct safetensors *s, const struct model_config *c)
+{
+    uint64_t h = hash(0xCBF29CE484222325u, c, sizeof(*c));
+    size_t n;
+    const struct tensor *t = safetensors_all(s, &n);
+
+    for (size_t i = 0; i < n; i++)
+        h = hash_tensor(h, &t[i]);
+    return h;
+}
