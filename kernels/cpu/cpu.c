@@ -72,22 +72,29 @@ void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg)
         k->env.parallel(k->env.pool, run_part, &items);
 }
 
-/* ---- operations of kernels/ref that need its workspace ---- */
+/* ---- what an ISA brings ---- */
 
-static void cpu_index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q,
-                             struct dev_ptr weights, const struct kernel_batch *b,
-                             const struct kernel_kv *kv_view)
-{
-    ref_index_select(&cpu_of(k)->ref, chosen, q, weights, b, kv_view);
-}
+struct cpu_level {
+    const char *name;
+    const struct panel_kernels *(*panels)(void);
+    const struct row_kernels *rows;
+    void (*fill[5])(struct kernel_ops *ops);
+    size_t (*attention_bytes)(const struct kernel_dims *d);
+    size_t (*index_bytes)(const struct kernel_dims *d);
+};
 
-static void cpu_attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q,
-                          struct dev_ptr rows, struct dev_ptr chosen, const struct weight *sink,
-                          const struct kernel_batch *b, const struct kernel_kv *kv_view,
-                          struct dev_ptr freq)
-{
-    ref_attention(&cpu_of(k)->ref, o, q, rows, chosen, sink, b, kv_view, freq);
-}
+#define LEVEL(isa)                                                                                 \
+    {                                                                                              \
+        "cpu-" #isa, panel_kernels_##isa, &cpu_rows_##isa,                                         \
+            {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa,                   \
+             cpu_attention_fill_##isa, cpu_index_fill_##isa},                                      \
+            cpu_attention_bytes_##isa, cpu_index_bytes_##isa                                       \
+    }
+
+static const struct cpu_level levels[] = {
+    [CPU_ISA_AVX2] = LEVEL(avx2),
+    [CPU_ISA_AVX512] = LEVEL(avx512),
+};
 
 /* ---- opening ---- */
 
@@ -98,6 +105,8 @@ static void cpu_free(struct cpu *c)
     for (int i = 0; c->parts != NULL && i < c->n_parts; i++) {
         if (c->parts[i] != NULL)
             free(c->parts[i]->acc);
+        if (c->parts[i] != NULL)
+            free(c->parts[i]->keys);
         free(c->parts[i]);
     }
     free(c->parts);
@@ -106,8 +115,8 @@ static void cpu_free(struct cpu *c)
     free(c->expert_start);
     free(c->hidden);
     free(c->scores);
+    free(c->mix);
     cpu_arena_free(c->arena);
-    kernels_ref_close(&c->ref);
     free(c);
 }
 
@@ -116,8 +125,15 @@ static void *alloc64(size_t bytes)
     return aligned_alloc(64, (bytes + 127) / 64 * 64);
 }
 
-static bool alloc_parts(struct cpu *c, const struct kernel_dims *d)
+static size_t most(size_t a, size_t b)
 {
+    return a > b ? a : b;
+}
+
+static bool alloc_parts(struct cpu *c, const struct kernel_dims *d, const struct cpu_level *level)
+{
+    size_t keys_bytes = most(level->attention_bytes(d), level->index_bytes(d));
+
     c->parts = calloc((size_t)c->n_parts, sizeof(*c->parts));
     if (c->parts == NULL)
         return false;
@@ -129,44 +145,56 @@ static bool alloc_parts(struct cpu *c, const struct kernel_dims *d)
             return false;
         memset(p, 0, sizeof(*p));
         p->acc = alloc64((size_t)d->max_rows * PANEL_ROWS * sizeof(float));
-        if (p->acc == NULL)
+        p->keys = alloc64(keys_bytes);
+        if (p->acc == NULL || p->keys == NULL)
             return false;
     }
     return true;
 }
 
-static bool alloc_workspace(struct cpu *c, const struct kernel_dims *d)
+/* Index scores for some tokens at a time: enough for every thread, and for 16 MB. */
+static size_t scores_bytes(const struct cpu *c, const struct kernel_dims *d)
+{
+    size_t token = (size_t)cpu_index_stride(d) * sizeof(uint16_t);
+    size_t tokens = most((16u << 20) / token, (size_t)c->n_parts);
+    size_t gate = (size_t)d->max_rows * (size_t)d->n_experts * sizeof(float);
+
+    if (tokens > (size_t)d->max_rows)
+        tokens = (size_t)d->max_rows;
+    return most(tokens * token, gate);
+}
+
+static bool alloc_workspace(struct cpu *c, const struct kernel_dims *d,
+                            const struct cpu_level *level)
 {
     size_t slots = (size_t)d->max_rows * (size_t)(d->n_active + 1);
+    size_t n_fn = (size_t)(2 + d->hc) * (size_t)d->hc;
 
     c->slot_token = alloc64(slots * sizeof(*c->slot_token));
     c->slot_weight = alloc64(slots * sizeof(*c->slot_weight));
     c->expert_start = alloc64((size_t)(d->n_experts + 2) * sizeof(*c->expert_start));
     c->hidden = alloc64(slots * cpu_xq_bytes(d->moe_inter));
-    c->scores = alloc64((size_t)d->max_rows * (size_t)d->n_experts * sizeof(float));
+    c->mix = alloc64((size_t)d->max_rows * (n_fn + 1) * sizeof(float));
+    c->scores_bytes = scores_bytes(c, d);
+    c->scores = alloc64(c->scores_bytes);
     c->arena = cpu_arena_new();
     return c->slot_token != NULL && c->slot_weight != NULL && c->expert_start != NULL &&
-           c->hidden != NULL && c->scores != NULL && c->arena != NULL && alloc_parts(c, d);
+           c->hidden != NULL && c->mix != NULL && c->scores != NULL && c->arena != NULL &&
+           alloc_parts(c, d, level);
 }
 
-static void fill(struct cpu *c, enum cpu_isa isa)
+static void fill(struct cpu *c, const struct cpu_level *level)
 {
-    c->ops = kernels_ref_ops;
-    if (isa == CPU_ISA_AVX512) {
-        c->ops.name = "cpu-avx512";
-        c->panels = panel_kernels_avx512();
-        c->rows = &cpu_rows_avx512;
-    } else {
-        c->ops.name = "cpu-avx2";
-        c->panels = panel_kernels_avx2();
-        c->rows = &cpu_rows_avx2;
-    }
-    c->ops.index_select = cpu_index_select;
-    c->ops.attention = cpu_attention;
+    c->ops = kernels_ref_ops; /* memory, embed, window_commit */
+    c->ops.name = level->name;
+    c->panels = level->panels();
+    c->rows = level->rows;
     cpu_weight_fill(&c->ops);
     cpu_linear_fill(&c->ops);
     cpu_moe_fill(&c->ops);
     cpu_gate_fill(&c->ops);
+    for (size_t i = 0; i < sizeof(level->fill) / sizeof(level->fill[0]); i++)
+        level->fill[i](&c->ops);
 }
 
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
@@ -186,18 +214,15 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
     if (isa == CPU_ISA_REF)
         return kernels_ref_open(k);
     c = calloc(1, sizeof(*c));
-    if (c != NULL) {
+    if (c != NULL)
         c->n_parts = env->n_threads > 0 ? env->n_threads : 1;
-        c->ref.dims = *dims;
-        c->ref.env = *env;
-    }
-    if (c == NULL || kernels_ref_open(&c->ref) != 0 || !alloc_workspace(c, dims)) {
+    if (c == NULL || !alloc_workspace(c, dims, &levels[isa])) {
         cpu_free(c);
         snprintf(k->error, sizeof(k->error), "no memory for the workspace of %d threads",
                  env->n_threads);
         return -1;
     }
-    fill(c, isa);
+    fill(c, &levels[isa]);
     k->ops = &c->ops;
     k->self = c;
     return 0;

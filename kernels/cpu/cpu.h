@@ -23,6 +23,7 @@
 
 enum {
     CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
+    CPU_HEADS_BLOCK = 64,  /* query heads of one item of attention, at most */
     CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
     CPU_PANELS = 16        /* weight.layout of packed weights; others are kernels/ref's */
 };
@@ -33,7 +34,8 @@ struct cpu_part {
     float out[4][CPU_ROWS_BLOCK * PANEL_ROWS]; /* results of one item, by up to four panels */
     const uint16_t *x[CPU_ROWS_BLOCK];         /* rows of an item */
     float *acc;                                /* [max_rows][PANEL_ROWS] */
-    uint8_t *keys; /* attention's and the indexer's, see simd_attention.c, simd_index.c */
+    uint8_t *
+        keys; /* attention's and the indexer's, see simd_attention.c, simd_index.c; aligned to 64 */
 };
 
 /* Row functions of an ISA (simd_rows.c). n: any number >= 0; no alignment needed. */
@@ -53,23 +55,35 @@ struct cpu_arena;
 
 struct cpu {
     struct kernel_ops ops; /* what k->ops points to */
-    struct kernels ref;    /* for operations that are not written here yet */
     const struct panel_kernels *panels;
     const struct row_kernels *rows;
     struct cpu_part **parts; /* [n_parts] */
     int n_parts;
     struct cpu_arena *arena; /* packed weights */
-    size_t keys_bytes;       /* of each part's keys */
-
     /* moe.c: a slot is a (token, expert) pair; slots are sorted by expert, then token. The shared
      * expert's T slots come first. */
     int32_t *slot_token;   /* [max_rows * (n_active + 1)] */
     float *slot_weight;    /* the same */
     int32_t *expert_start; /* [n_experts + 2]: first slot of each; the shared expert is number 0 */
     uint8_t *hidden;       /* quantised rows of moe_inter, one per slot */
-    float *scores;         /* gate: [max_rows][n_experts]; index_select: see simd_index.c */
+    float *mix;            /* simd_hyper.c: [max_rows][rows of fn + 1] */
+    float *scores;         /* gate: [max_rows][n_experts]; index_select: u16 [tokens][stride] */
     size_t scores_bytes;
 };
+
+/* Keys that one token attends to, at most: its window, and the chosen or all compressed entries. */
+static inline int cpu_max_keys(const struct kernel_dims *d)
+{
+    int all = d->max_context / 128 + 1;
+
+    return d->window + (all > d->index_topk ? all : d->index_topk);
+}
+
+/* Index scores of one token: numbers from one to the next. */
+static inline int64_t cpu_index_stride(const struct kernel_dims *d)
+{
+    return ((int64_t)d->max_context / 4 + 64) / 64 * 64;
+}
 
 static inline struct cpu *cpu_of(struct kernels *k)
 {
@@ -111,7 +125,18 @@ void cpu_linear_fill(struct kernel_ops *ops);
 void cpu_moe_fill(struct kernel_ops *ops);
 void cpu_gate_fill(struct kernel_ops *ops);
 
-/* What simd_*.c leave for each ISA. */
-extern const struct row_kernels cpu_rows_avx512, cpu_rows_avx2;
+/* What simd_*.c leave for each ISA: operations, and bytes that cpu_part.keys must have. */
+#define CPU_SIMD_DECLARE(isa)                                                                      \
+    extern const struct row_kernels cpu_rows_##isa;                                                \
+    void cpu_norm_fill_##isa(struct kernel_ops *ops);                                              \
+    void cpu_hyper_fill_##isa(struct kernel_ops *ops);                                             \
+    void cpu_compress_fill_##isa(struct kernel_ops *ops);                                          \
+    void cpu_attention_fill_##isa(struct kernel_ops *ops);                                         \
+    size_t cpu_attention_bytes_##isa(const struct kernel_dims *d);                                 \
+    void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
+    size_t cpu_index_bytes_##isa(const struct kernel_dims *d);
+
+CPU_SIMD_DECLARE(avx512)
+CPU_SIMD_DECLARE(avx2)
 
 #endif

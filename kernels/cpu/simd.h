@@ -45,6 +45,17 @@ SIMD float vf_most(vf x)
     return lane[0];
 }
 
+/* Smallest power of two >= x, for positive normal x. */
+SIMD float pow2_ceil(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x7FFFFF) & 0xFF800000;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 /* e^x to about 1 ulp; below -87.3 0, above 88.7 infinity. */
 SIMD vf vf_exp(vf x)
 {

@@ -143,17 +143,94 @@ VF_INLINE vf vf_select_nan(vf x, vf yes, vf no)
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
-/* x (|x| <= 448) rounded to the E4M3 grid, ties to even: 3 bits of mantissa, steps of 2^-9 at
- * least. */
-VF_INLINE vf vf_e4m3(vf x)
+/* x rounded to a grid of `mantissa` bits whose steps stop shrinking below 2^least; ties to even.
+ * Adding 1.5 * 2^(e + 23 - mantissa), e the exponent of x, leaves just these steps. */
+VF_INLINE vf vf_to_grid(vf x, int mantissa, int least)
 {
-    /* Adding 1.5 * 2^(e + 20) leaves steps of 2^(e - 3): e is the exponent, -6 at least. */
     __m256i e = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7F800000));
 
-    e = _mm256_max_epi32(e, _mm256_set1_epi32((127 - 6) << 23));
-    vf big = _mm256_castsi256_ps(_mm256_add_epi32(e, _mm256_set1_epi32(0x0A400000)));
+    e = _mm256_max_epi32(e, _mm256_set1_epi32((127 + least) << 23));
+    vf big = _mm256_castsi256_ps(
+        _mm256_add_epi32(e, _mm256_set1_epi32(((23 - mantissa) << 23) + 0x00400000)));
 
     return _mm256_sub_ps(_mm256_add_ps(x, big), big);
+}
+
+/* x with neighbours exchanged: lanes 1, 0, 3, 2, ... */
+VF_INLINE vf vf_swap_pairs(vf x)
+{
+    return _mm256_permute_ps(x, 0xB1);
+}
+
+/* FP8 codes to values; 0x7F and 0xFF are NaN. */
+VF_INLINE vf vf_load_e4m3(const uint8_t *p)
+{
+    __m128i c = _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)p)), 8);
+    __m128i half = _mm_and_si128(_mm_srai_epi16(c, 1), _mm_set1_epi16((short)0xBF80));
+    __m128i nan = _mm_cmpeq_epi16(_mm_or_si128(c, _mm_set1_epi16((short)0x8000)),
+                                  _mm_set1_epi16((short)0xFF00));
+
+    /* shifted right by one, a code is an fp16 of 2^-8 times its value, subnormals included */
+    return _mm256_or_ps(_mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256)),
+                        _mm256_castsi256_ps(_mm256_cvtepi16_epi32(nan)));
+}
+
+/* FP8 codes of values on the grid. */
+VF_INLINE void vf_store_e4m3(uint8_t *p, vf x)
+{
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i mag = _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF));
+    __m256i code = _mm256_sub_epi32(_mm256_srli_epi32(mag, 20), _mm256_set1_epi32((127 - 7) << 3));
+    __m256i small = _mm256_cvtps_epi32(_mm256_mul_ps(vf_abs(x), _mm256_set1_ps(512)));
+    __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32((127 - 6) << 23), mag);
+    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+
+    code = _mm256_blendv_epi8(code, small, is_small);
+    code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7F), is_nan);
+    code = _mm256_or_si256(code,
+                           _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+    __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+
+    _mm_storel_epi64((void *)p, _mm_packus_epi16(words, words));
+}
+
+/* ---- integers ---- */
+
+typedef __m256i vi;
+
+/* Dwords at base + i * stride, i the lane. */
+VF_INLINE vi vi_gather(const uint8_t *base, int stride)
+{
+    const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+
+    return _mm256_i32gather_epi32((const void *)base,
+                                  _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 1);
+}
+
+VF_INLINE vi vi_shift_right(vi x, int n)
+{
+    return _mm256_srl_epi32(x, _mm_cvtsi32_si128(n));
+}
+
+/* FP4 codes in the lowest 4 bits to values. */
+VF_INLINE vf vf_e2m1(vi codes)
+{
+    vf mag = _mm256_permutevar8x32_ps(_mm256_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6), codes);
+
+    return _mm256_xor_ps(mag, _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(codes, 28),
+                                                                   _mm256_set1_epi32(INT32_MIN))));
+}
+
+/* E8M0 in the lowest byte to powers of two; 255 is NaN. */
+VF_INLINE vf vf_e8m0(vi x)
+{
+    vi e = _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(255)), 23);
+    vi nan = _mm256_cmpeq_epi32(e, _mm256_set1_epi32(0x7F800000));
+
+    e = _mm256_max_epi32(e, _mm256_set1_epi32(0x00400000));
+    return _mm256_castsi256_ps(
+        _mm256_or_si256(e, _mm256_and_si256(nan, _mm256_set1_epi32(0x00400000))));
 }
 
 #endif

@@ -134,17 +134,87 @@ VF_INLINE vf vf_select_nan(vf x, vf yes, vf no)
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), yes);
 }
 
-/* x (|x| <= 448) rounded to the E4M3 grid, ties to even: 3 bits of mantissa, steps of 2^-9 at
- * least. */
-VF_INLINE vf vf_e4m3(vf x)
+/* x rounded to a grid of `mantissa` bits whose steps stop shrinking below 2^least; ties to even.
+ * Adding 1.5 * 2^(e + 23 - mantissa), e the exponent of x, leaves just these steps. */
+VF_INLINE vf vf_to_grid(vf x, int mantissa, int least)
 {
-    /* Adding 1.5 * 2^(e + 20) leaves steps of 2^(e - 3): e is the exponent, -6 at least. */
     __m512i e = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7F800000));
 
-    e = _mm512_max_epi32(e, _mm512_set1_epi32((127 - 6) << 23));
-    vf big = _mm512_castsi512_ps(_mm512_add_epi32(e, _mm512_set1_epi32(0x0A400000)));
+    e = _mm512_max_epi32(e, _mm512_set1_epi32((127 + least) << 23));
+    vf big = _mm512_castsi512_ps(
+        _mm512_add_epi32(e, _mm512_set1_epi32(((23 - mantissa) << 23) + 0x00400000)));
 
     return _mm512_sub_ps(_mm512_add_ps(x, big), big);
+}
+
+/* x with neighbours exchanged: lanes 1, 0, 3, 2, ... */
+VF_INLINE vf vf_swap_pairs(vf x)
+{
+    return _mm512_permute_ps(x, 0xB1);
+}
+
+/* FP8 codes to values; 0x7F and 0xFF are NaN. */
+VF_INLINE vf vf_load_e4m3(const uint8_t *p)
+{
+    __m256i c = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)p)), 8);
+    __m256i half = _mm256_and_si256(_mm256_srai_epi16(c, 1), _mm256_set1_epi16((short)0xBF80));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_or_si256(c, _mm256_set1_epi16((short)0x8000)),
+                                            _mm256_set1_epi16((short)0xFF00));
+
+    /* shifted right by one, a code is an fp16 of 2^-8 times its value, subnormals included */
+    return _mm512_mask_mov_ps(_mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256)), nan,
+                              _mm512_set1_ps(__builtin_nanf("")));
+}
+
+/* FP8 codes of values on the grid. */
+VF_INLINE void vf_store_e4m3(uint8_t *p, vf x)
+{
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i mag = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFFFFFF));
+    __m512i code = _mm512_sub_epi32(_mm512_srli_epi32(mag, 20), _mm512_set1_epi32((127 - 7) << 3));
+    __m512i small = _mm512_cvtps_epi32(_mm512_mul_ps(vf_abs(x), _mm512_set1_ps(512)));
+
+    code = _mm512_mask_mov_epi32(
+        code, _mm512_cmplt_epi32_mask(mag, _mm512_set1_epi32((127 - 6) << 23)), small);
+    code = _mm512_mask_mov_epi32(code, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                                 _mm512_set1_epi32(0x7F));
+    code = _mm512_or_si512(code,
+                           _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80)));
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(code));
+}
+
+/* ---- integers ---- */
+
+typedef __m512i vi;
+
+/* Dwords at base + i * stride, i the lane. */
+VF_INLINE vi vi_gather(const uint8_t *base, int stride)
+{
+    const vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+
+    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 1);
+}
+
+VF_INLINE vi vi_shift_right(vi x, int n)
+{
+    return _mm512_srl_epi32(x, _mm_cvtsi32_si128(n));
+}
+
+/* FP4 codes in the lowest 4 bits to values. */
+VF_INLINE vf vf_e2m1(vi codes)
+{
+    return _mm512_permutexvar_ps(
+        codes, _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6));
+}
+
+/* E8M0 in the lowest byte to powers of two; 255 is NaN. */
+VF_INLINE vf vf_e8m0(vi x)
+{
+    vi e = _mm512_slli_epi32(_mm512_and_si512(x, _mm512_set1_epi32(255)), 23);
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(0x7F800000));
+
+    e = _mm512_max_epi32(e, _mm512_set1_epi32(0x00400000));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(e, nan, _mm512_set1_epi32(0x7FC00000)));
 }
 
 #endif

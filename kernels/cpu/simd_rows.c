@@ -4,17 +4,6 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
-/* Smallest power of two >= x, for positive normal x. */
-static float pow2_ceil(float x)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &x, 4);
-    bits = (bits + 0x7FFFFF) & 0xFF800000;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
 /* One block of n <= 128 values. The inverse of a power of two is exact, so x * (1 / scale) is x /
  * scale. */
 static void quant_block(uint16_t *out, const uint16_t *x, int n)
@@ -39,7 +28,7 @@ static void quant_block(uint16_t *out, const uint16_t *x, int n)
 
         /* min and max return their second operand when one is NaN: a NaN stays a NaN */
         v = vf_max(vf_set1(0.f) - limit, vf_min(limit, v * inverse));
-        v = vf_e4m3(v) * scale;
+        v = vf_to_grid(v, 3, -6) * scale;
         if (some >= VF_LANES)
             vf_store_bf16(out + i, v);
         else

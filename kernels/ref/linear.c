@@ -16,7 +16,8 @@ enum { COLS_MAX = 32768 };
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +                                           \
            ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
+/* clang 14 names the resolver otherwise than other files call it */
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define CLONES

@@ -180,6 +180,14 @@ void *rig_get(struct rig *r, struct dev_ptr p, size_t bytes)
     return out;
 }
 
+void *rig_host(struct rig *r, struct dev_ptr p)
+{
+    void *host = r->k.ops->dev_host(&r->k, p);
+
+    assert_non_null(host);
+    return host;
+}
+
 /* ---- comparison ---- */
 
 void rig_same_bytes(const char *what, const void *got, const void *want, size_t n)
@@ -217,6 +225,31 @@ void rig_same_bf16(const char *what, const uint16_t *got, const uint16_t *want, 
     }
     if (n_off > n / 100 + 1)
         fail_msg("%s: %zu of %zu elements differ by one step: more than 1 %%", what, n_off, n);
+}
+
+void rig_rows_bf16(const char *what, const uint16_t *got, const uint16_t *want, size_t n_rows,
+                   size_t cols)
+{
+    double total = 0;
+
+    for (size_t t = 0; t < n_rows; t++) {
+        double error = 0, size = 0;
+
+        for (size_t i = t * cols; i < (t + 1) * cols; i++) {
+            double a = (double)bf16_decode(got[i]), b = (double)bf16_decode(want[i]);
+
+            error += (a - b) * (a - b);
+            size += b * b;
+        }
+        if (size == 0 && error == 0)
+            continue;
+        if (!(error <= 0.04 * 0.04 * size))
+            fail_msg("%s: row %zu of %zu is off by %g of its RMS", what, t, n_rows,
+                     sqrt(error / size));
+        total += sqrt(error / size);
+    }
+    if (total > 0.005 * (double)n_rows)
+        fail_msg("%s: rows are off by %g of their RMS on average", what, total / (double)n_rows);
 }
 
 void rig_same_f32(const char *what, const float *got, const float *want, size_t n)

@@ -1,0 +1,357 @@
+/*
+ * simd_hyper: hyper-connections, in two passes over threads.
+ *
+ *   mix    item = (4 tokens, 6 rows of fn): dot products with the concatenated streams, and with
+ *          themselves. Bound by fn: 1.5 MB for Flash, read once for 4 tokens.
+ *   read   item = token: Sinkhorn in double (a 4 x 4 matrix), weighted sum, norm.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd_math.h"
+
+#include <assert.h>
+
+enum { HC_MAX = 8, MIX_MAX = (2 + HC_MAX) * HC_MAX, TOKENS = 4, FN_ROWS = 6 };
+
+struct hc_job {
+    const struct kernel_dims *dims;
+    uint16_t *x;
+    float *post, *comb; /* NULL: the head's read */
+    const uint16_t *streams;
+    const int32_t *rows; /* the head's: which rows; else NULL */
+    const float *fn, *scale, *base;
+    const uint16_t *norm; /* NULL: none */
+    float *mix;           /* [T][n_fn + 1]: s . fn[i], then s . s */
+    int n_fn, n_fn_blocks, T;
+};
+
+static const uint16_t *stream(const struct hc_job *job, int64_t t)
+{
+    int64_t row = job->rows != NULL ? job->rows[t] : t;
+
+    return job->streams + row * job->dims->hc * job->dims->hidden;
+}
+
+/* out[i][j] = dot(s[i], fn[j]); every sum runs over its columns in VF_LANES lanes, in order. */
+SIMD void mix_tile(float out[TOKENS][FN_ROWS], const uint16_t *const *s, const float *fn, int64_t n,
+                   const int n_tokens, const int n_rows)
+{
+    vf sum[TOKENS][FN_ROWS];
+
+#pragma GCC unroll 8
+    for (int i = 0; i < n_tokens; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < n_rows; j++)
+            sum[i][j] = vf_set1(0.f);
+    for (int64_t c = 0; c < n; c += VF_LANES) {
+        vf w[FN_ROWS];
+
+#pragma GCC unroll 8
+        for (int j = 0; j < n_rows; j++)
+            w[j] = vf_load(fn + j * n + c);
+#pragma GCC unroll 8
+        for (int i = 0; i < n_tokens; i++) {
+            vf v = vf_load_bf16(s[i] + c);
+
+#pragma GCC unroll 8
+            for (int j = 0; j < n_rows; j++)
+                sum[i][j] = vf_fma(v, w[j], sum[i][j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n_tokens; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < n_rows; j++)
+            out[i][j] = vf_sum(sum[i][j]);
+}
+
+static float self_dot(const uint16_t *s, int64_t n)
+{
+    vf a = vf_set1(0.f), b = a;
+    int64_t c;
+
+    for (c = 0; c + 2 * VF_LANES <= n; c += 2 * VF_LANES) {
+        vf u = vf_load_bf16(s + c), v = vf_load_bf16(s + c + VF_LANES);
+
+        a = vf_fma(u, u, a);
+        b = vf_fma(v, v, b);
+    }
+    if (c < n)
+        a = vf_fma(vf_load_bf16(s + c), vf_load_bf16(s + c), a);
+    return vf_sum(a + b);
+}
+
+static void mix_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct hc_job *job = arg;
+    int64_t n = (int64_t)job->dims->hc * job->dims->hidden;
+    int t0 = (int)(item / job->n_fn_blocks) * TOKENS, j0 = (int)(item % job->n_fn_blocks) * FN_ROWS;
+    int n_tokens = job->T - t0 < TOKENS ? job->T - t0 : TOKENS;
+    int n_rows = job->n_fn - j0 < FN_ROWS ? job->n_fn - j0 : FN_ROWS;
+    const uint16_t *s[TOKENS];
+    float out[TOKENS][FN_ROWS];
+    const float *fn = job->fn + j0 * n;
+
+    (void)part;
+    for (int i = 0; i < n_tokens; i++)
+        s[i] = stream(job, t0 + i);
+    if (n_tokens == TOKENS && n_rows == FN_ROWS)
+        mix_tile(out, s, fn, n, TOKENS, FN_ROWS);
+    else if (n_rows == FN_ROWS)
+        for (int i = 0; i < n_tokens; i++)
+            mix_tile(out + i, s + i, fn, n, 1, FN_ROWS);
+    else
+        for (int i = 0; i < n_tokens; i++)
+            for (int j = 0; j < n_rows; j++) {
+                float one[TOKENS][FN_ROWS];
+
+                mix_tile(one, s + i, fn + j * n, n, 1, 1);
+                out[i][j] = one[0][0];
+            }
+    for (int i = 0; i < n_tokens; i++) {
+        float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
+
+        memcpy(mix + j0, out[i], (size_t)n_rows * sizeof(float));
+        if (j0 == 0)
+            mix[job->n_fn] = self_dot(s[i], n);
+    }
+}
+
+/* ---- second pass ---- */
+
+static double sigmoid(double x)
+{
+    return 1 / (1 + exp(-x));
+}
+
+static void normalise_columns(double c[HC_MAX][HC_MAX], int hc, double eps)
+{
+    double sum[HC_MAX];
+
+    for (int b = 0; b < hc; b++)
+        sum[b] = eps;
+    for (int a = 0; a < hc; a++)
+        for (int b = 0; b < hc; b++)
+            sum[b] += c[a][b];
+    for (int a = 0; a < hc; a++)
+        for (int b = 0; b < hc; b++)
+            c[a][b] /= sum[b];
+}
+
+static void normalise_rows(double c[HC_MAX][HC_MAX], int hc, double eps)
+{
+    for (int a = 0; a < hc; a++) {
+        double sum = eps;
+
+        for (int b = 0; b < hc; b++)
+            sum += c[a][b];
+        for (int b = 0; b < hc; b++)
+            c[a][b] /= sum;
+    }
+}
+
+static void sinkhorn(float *comb, const double *mix, double scale, const float *base,
+                     const struct kernel_dims *d)
+{
+    double c[HC_MAX][HC_MAX];
+    int hc = d->hc;
+
+    for (int a = 0; a < hc; a++) {
+        double top = -INFINITY, sum = 0;
+
+        for (int b = 0; b < hc; b++) {
+            c[a][b] = mix[a * hc + b] * scale + (double)base[a * hc + b];
+            top = c[a][b] > top ? c[a][b] : top;
+        }
+        for (int b = 0; b < hc; b++)
+            sum += c[a][b] = exp(c[a][b] - top);
+        for (int b = 0; b < hc; b++)
+            c[a][b] = c[a][b] / sum + d->hc_eps;
+    }
+    normalise_columns(c, hc, d->hc_eps);
+    for (int i = 1; i < d->hc_iters; i++) {
+        normalise_rows(c, hc, d->hc_eps);
+        normalise_columns(c, hc, d->hc_eps);
+    }
+    for (int a = 0; a < hc; a++)
+        for (int b = 0; b < hc; b++)
+            comb[a * hc + b] = (float)c[a][b];
+}
+
+/* x = rms_norm(bf16(sum_h pre[h] * s[h])) */
+static void weighted_sum(uint16_t *out, const uint16_t *s, const float *pre,
+                         const struct hc_job *job)
+{
+    int d = job->dims->hidden, hc = job->dims->hc;
+    vf square = vf_set1(0.f);
+
+    for (int i = 0; i < d; i += VF_LANES) {
+        vf sum = vf_load_bf16(s + i) * vf_set1(pre[0]);
+
+        for (int h = 1; h < hc; h++)
+            sum = vf_fma(vf_load_bf16(s + h * d + i), vf_set1(pre[h]), sum);
+        sum = vf_bf16(sum);
+        square = vf_fma(sum, sum, square);
+        vf_store_bf16(out + i, sum);
+    }
+    if (job->norm == NULL)
+        return;
+    vf r = vf_set1(inverse_root((double)vf_sum(square), d, job->dims->norm_eps));
+
+    for (int i = 0; i < d; i += VF_LANES)
+        vf_store_bf16(out + i, vf_load_bf16(job->norm + i) * (vf_load_bf16(out + i) * r));
+}
+
+static void read_item(void *arg, int64_t t, struct cpu_part *part)
+{
+    struct hc_job *job = arg;
+    const struct kernel_dims *d = job->dims;
+    const float *raw = job->mix + t * (job->n_fn + 1);
+    int hc = d->hc;
+    double root = sqrt((double)raw[job->n_fn] / (hc * d->hidden) + d->norm_eps);
+    double mix[MIX_MAX];
+    float pre[HC_MAX];
+
+    (void)part;
+    for (int i = 0; i < job->n_fn; i++)
+        mix[i] = (double)(float)((double)raw[i] / root);
+    for (int h = 0; h < hc; h++)
+        pre[h] =
+            (float)(sigmoid(mix[h] * (double)job->scale[0] + (double)job->base[h]) + d->hc_eps);
+    if (job->post != NULL) {
+        for (int h = 0; h < hc; h++)
+            job->post[t * hc + h] = (float)(2 * sigmoid(mix[hc + h] * (double)job->scale[1] +
+                                                        (double)job->base[hc + h]));
+        sinkhorn(job->comb + t * hc * hc, mix + 2 * hc, (double)job->scale[2], job->base + 2 * hc,
+                 d);
+    }
+    weighted_sum(job->x + t * d->hidden, stream(job, t), pre, job);
+}
+
+static void run_read(struct kernels *k, struct hc_job *job)
+{
+    assert(k->dims.hc <= HC_MAX && k->dims.hidden % 16 == 0 && job->T <= k->dims.max_rows);
+    job->dims = &k->dims;
+    job->mix = cpu_of(k)->mix;
+    job->n_fn_blocks = (job->n_fn + FN_ROWS - 1) / FN_ROWS;
+    cpu_run(k, (int64_t)((job->T + TOKENS - 1) / TOKENS) * job->n_fn_blocks, mix_item, job);
+    cpu_run(k, job->T, read_item, job);
+}
+
+static void hc_read(struct kernels *k, struct dev_ptr x, struct dev_ptr post, struct dev_ptr comb,
+                    struct dev_ptr streams, const struct weight *fn, const struct weight *scale,
+                    const struct weight *base, const struct weight *norm, int T)
+{
+    struct hc_job job = {
+        .x = cpu_ptr(x),
+        .post = cpu_ptr(post),
+        .comb = cpu_ptr(comb),
+        .streams = cpu_ptr(streams),
+        .fn = cpu_ptr(fn->data),
+        .scale = cpu_ptr(scale->data),
+        .base = cpu_ptr(base->data),
+        .norm = norm != NULL ? cpu_ptr(norm->data) : NULL,
+        .n_fn = (int)fn->rows,
+        .T = T,
+    };
+
+    run_read(k, &job);
+}
+
+static void hc_head(struct kernels *k, struct dev_ptr x, struct dev_ptr streams,
+                    struct dev_ptr rows, const struct weight *fn, const struct weight *scale,
+                    const struct weight *base, const struct weight *norm, int n)
+{
+    struct hc_job job = {
+        .x = cpu_ptr(x),
+        .streams = cpu_ptr(streams),
+        .rows = cpu_ptr(rows),
+        .fn = cpu_ptr(fn->data),
+        .scale = cpu_ptr(scale->data),
+        .base = cpu_ptr(base->data),
+        .norm = norm != NULL ? cpu_ptr(norm->data) : NULL,
+        .n_fn = k->dims.hc,
+        .T = n,
+    };
+
+    run_read(k, &job);
+}
+
+/* ---- writes ---- */
+
+struct write_job {
+    const struct kernel_dims *dims;
+    uint16_t *out;
+    const uint16_t *y, *streams;
+    const float *post, *comb;
+};
+
+static void write_item(void *arg, int64_t t, struct cpu_part *part)
+{
+    struct write_job *job = arg;
+    int d = job->dims->hidden, hc = job->dims->hc;
+    const float *post = job->post + t * hc, *comb = job->comb + t * hc * hc;
+    const uint16_t *s = job->streams + t * hc * d, *y = job->y + t * d;
+    uint16_t *out = job->out + t * hc * d;
+
+    (void)part;
+    for (int i = 0; i < d; i += VF_LANES) {
+        vf in[HC_MAX], v = vf_load_bf16(y + i);
+
+        for (int h = 0; h < hc; h++)
+            in[h] = vf_load_bf16(s + h * d + i);
+        for (int to = 0; to < hc; to++) {
+            vf sum = v * vf_set1(post[to]);
+
+            for (int from = 0; from < hc; from++)
+                sum = vf_fma(in[from], vf_set1(comb[from * hc + to]), sum);
+            vf_store_bf16(out + to * d + i, sum);
+        }
+    }
+}
+
+static void hc_write(struct kernels *k, struct dev_ptr out, struct dev_ptr y,
+                     struct dev_ptr streams, struct dev_ptr post, struct dev_ptr comb, int T)
+{
+    struct write_job job = {&k->dims,         cpu_ptr(out),  cpu_ptr(y),
+                            cpu_ptr(streams), cpu_ptr(post), cpu_ptr(comb)};
+
+    assert(k->dims.hc <= HC_MAX && k->dims.hidden % 16 == 0);
+    cpu_run(k, T, write_item, &job);
+}
+
+struct join_job {
+    const struct kernel_dims *dims;
+    uint16_t *out;
+    const uint16_t *e, *h;
+};
+
+static void join_item(void *arg, int64_t t, struct cpu_part *part)
+{
+    struct join_job *job = arg;
+    int d = job->dims->hidden, hc = job->dims->hc;
+
+    (void)part;
+    for (int s = 0; s < hc; s++)
+        for (int i = 0; i < d; i += VF_LANES) {
+            int64_t at = (t * hc + s) * d + i;
+
+            vf_store_bf16(job->out + at,
+                          vf_load_bf16(job->e + t * d + i) + vf_load_bf16(job->h + at));
+        }
+}
+
+static void mtp_join(struct kernels *k, struct dev_ptr out, struct dev_ptr e, struct dev_ptr h,
+                     int T)
+{
+    struct join_job job = {&k->dims, cpu_ptr(out), cpu_ptr(e), cpu_ptr(h)};
+
+    cpu_run(k, T, join_item, &job);
+}
+
+void SIMD_NAME(cpu_hyper_fill)(struct kernel_ops *ops)
+{
+    ops->hc_read = hc_read;
+    ops->hc_head = hc_head;
+    ops->hc_write = hc_write;
+    ops->mtp_join = mtp_join;
+}

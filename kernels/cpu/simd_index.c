@@ -1,0 +1,264 @@
+/*
+ * simd_index: the indexer's choice. Two passes over threads, for as many tokens at a time as the
+ * workspace holds:
+ *   score   item = (token, 64 keys of a page): keys decoded to f32 [dim][key] in L1, then tiles of
+ * 6 heads; every step of the score is rounded to bf16 select  item = token: the k-th largest score
+ * by counting its 16 bits in two steps of 8, then the chosen ones sorted by radix; both passes go
+ * over the scores in order, so equal scores keep the order of their entries FLOPs: 2 * keys * heads
+ * * dim; bytes: 68 a key.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd_math.h"
+#include "kernels/ref/ref.h"
+
+#include <assert.h>
+
+enum { KEYS = 64, VECS = VF_LANES == 16 ? 4 : 2, HEADS = 6, TILE_KEYS = VECS * VF_LANES };
+
+struct select_job {
+    const struct kernel_dims *dims;
+    int32_t *chosen;
+    const uint16_t *q, *weights;
+    const struct kernel_batch *b;
+    const struct kernel_kv *v;
+    uint16_t *scores; /* [tokens][stride]: order of the scores as unsigned numbers */
+    int64_t stride;
+    int t0, n_tokens; /* of this round */
+    int n_chunks;     /* chunks of KEYS that the longest token sees */
+};
+
+static int64_t n_visible(const struct select_job *job, int64_t t)
+{
+    return (((const int32_t *)cpu_ptr(job->b->row_pos))[t] + 1) / job->v->ratio;
+}
+
+/* ---- scores ---- */
+
+/* bf16 bits as a number that is larger for larger values; +0 and -0 are equal. */
+SIMD uint16_t order_of(uint16_t bits)
+{
+    if (bits & 0x8000)
+        return (uint16_t)(0x8000 - (bits & 0x7FFF));
+    return (uint16_t)(bits | 0x8000);
+}
+
+/* n <= KEYS keys, `stride` bytes apart, as f32 [Di][KEYS]; whole vectors, the last may hold rows of
+ * the page that are not filled yet: they get scores that nobody reads. */
+static void load_keys(float *out, const uint8_t *keys, int stride, int n, int Di)
+{
+    for (int j = 0; j < n; j += VF_LANES) {
+        const uint8_t *at = keys + j * stride;
+
+        for (int g = 0; g < Di / 32; g++) {
+            vf scale =
+                vf_e8m0(vi_shift_right(vi_gather(at + Di / 2 + g / 4 * 4, stride), g % 4 * 8));
+
+            for (int w = 0; w < 4; w++) {
+                vi codes = vi_gather(at + g * 16 + w * 4, stride);
+
+                for (int i = 0; i < 8; i++)
+                    vf_store(out + (g * 32 + w * 8 + i) * KEYS + j,
+                             vf_e2m1(vi_shift_right(codes, 4 * i)) * scale);
+            }
+        }
+    }
+}
+
+/* total[key] += the terms of n_heads heads, in order. q f32 [heads][Di]. */
+SIMD void score_tile(float *total, const float *k, const float *q, const float *weight, int Di,
+                     const int n_heads)
+{
+    vf sum[HEADS][VECS];
+
+#pragma GCC unroll 8
+    for (int i = 0; i < n_heads; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECS; j++)
+            sum[i][j] = vf_set1(0.f);
+    for (int c = 0; c < Di; c++) {
+        vf kc[VECS];
+
+#pragma GCC unroll 8
+        for (int j = 0; j < VECS; j++)
+            kc[j] = vf_load(k + c * KEYS + j * VF_LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < n_heads; i++) {
+            vf qc = vf_set1(q[i * Di + c]);
+
+#pragma GCC unroll 8
+            for (int j = 0; j < VECS; j++)
+                sum[i][j] = vf_fma(qc, kc[j], sum[i][j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < VECS; j++) {
+        vf t = vf_load(total + j * VF_LANES);
+
+#pragma GCC unroll 8
+        for (int i = 0; i < n_heads; i++)
+            t = t + vf_bf16(vf_max(vf_bf16(sum[i][j]), vf_set1(0.f)) * vf_set1(weight[i]));
+        vf_store(total + j * VF_LANES, t);
+    }
+}
+
+static void score_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct select_job *job = arg;
+    int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
+    int64_t t = job->t0 + item / job->n_chunks, g = item % job->n_chunks * KEYS;
+    int64_t n = n_visible(job, t) - g;
+    int seq = ((const int32_t *)cpu_ptr(job->b->row_seq))[t];
+    float *k = (float *)(void *)part->keys, *q = k + Di * KEYS, *weight = q + Hi * Di;
+    float total[KEYS] = {0};
+    uint16_t rounded[KEYS];
+
+    if (n <= 0)
+        return;
+    n = n < KEYS ? n : KEYS;
+    load_row(q, job->q + t * Hi * Di, Hi * Di);
+    for (int h = 0; h < Hi; h++)
+        vf_store_some(weight + h, vf_load_bf16_some(job->weights + t * Hi + h, 1), 1);
+    /* runs of keys that lie in one page */
+    for (int64_t i = 0, run; i < n; i += run) {
+        int64_t left = job->v->entries_per_page - (g + i) % job->v->entries_per_page;
+
+        run = n - i < left ? n - i : left;
+        load_keys(k + i, ref_entry(job->b, job->v, seq, g + i, true), job->v->key_bytes, (int)run,
+                  Di);
+    }
+    for (int j = 0; j < n; j += TILE_KEYS) {
+        int h = 0;
+
+        for (; h + HEADS <= Hi; h += HEADS)
+            score_tile(total + j, k + j, q + h * Di, weight + h, Di, HEADS);
+        for (; h + 2 <= Hi; h += 2)
+            score_tile(total + j, k + j, q + h * Di, weight + h, Di, 2);
+        for (; h < Hi; h++)
+            score_tile(total + j, k + j, q + h * Di, weight + h, Di, 1);
+    }
+    store_row(rounded, total, KEYS);
+    uint16_t *scores = job->scores + (t - job->t0) * job->stride + g;
+
+    for (int64_t i = 0; i < n; i++)
+        scores[i] = order_of(rounded[i]);
+}
+
+/* ---- selection ---- */
+
+/* The largest byte b such that at least `want` of the counted values are >= b; above: how many are
+ * > b. */
+static int cut(const uint32_t count[256], int64_t want, int64_t *above)
+{
+    int64_t sum = 0;
+
+    for (int b = 255; b > 0; b--) {
+        if (sum + count[b] >= want) {
+            *above = sum;
+            return b;
+        }
+        sum += count[b];
+    }
+    *above = sum;
+    return 0;
+}
+
+/* The k-th largest of n scores, k <= n. */
+static uint16_t kth_largest(const uint16_t *score, int64_t n, int64_t k)
+{
+    uint32_t count[256] = {0};
+    int64_t above;
+
+    for (int64_t i = 0; i < n; i++)
+        count[score[i] >> 8]++;
+    int high = cut(count, k, &above);
+
+    memset(count, 0, sizeof(count));
+    for (int64_t i = 0; i < n; i++)
+        if (score[i] >> 8 == high)
+            count[score[i] & 255]++;
+    return (uint16_t)(high << 8 | cut(count, k - above, &above));
+}
+
+/* One pass of a radix sort by falling byte of score; stable. */
+static void radix_pass(int32_t *to, const int32_t *from, int64_t n, const uint16_t *score,
+                       int shift)
+{
+    uint32_t at[257] = {0};
+
+    for (int64_t i = 0; i < n; i++)
+        at[256 - (score[from[i]] >> shift & 255)]++;
+    for (int b = 1; b <= 256; b++)
+        at[b] += at[b - 1];
+    for (int64_t i = 0; i < n; i++)
+        to[at[255 - (score[from[i]] >> shift & 255)]++] = from[i];
+}
+
+static void select_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct select_job *job = arg;
+    int64_t t = job->t0 + item, n = n_visible(job, t), topk = job->dims->index_topk;
+    const uint16_t *score = job->scores + item * job->stride;
+    int32_t *chosen = job->chosen + t * topk, *other = (int32_t *)(void *)part->keys;
+    int64_t k = n < topk ? n : topk, found = 0;
+
+    if (k > 0) {
+        uint16_t edge = kth_largest(score, n, k);
+        int64_t n_above = 0;
+
+        for (int64_t i = 0; i < n; i++)
+            n_above += score[i] > edge;
+        int64_t n_equal = k - n_above; /* the first ones */
+
+        for (int64_t i = 0; i < n && found < k; i++)
+            if (score[i] > edge || (score[i] == edge && n_equal-- > 0))
+                chosen[found++] = (int32_t)i;
+        radix_pass(other, chosen, k, score, 0);
+        radix_pass(chosen, other, k, score, 8);
+    }
+    for (int64_t i = k; i < topk; i++)
+        chosen[i] = -1;
+}
+
+static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q,
+                         struct dev_ptr weights, const struct kernel_batch *b,
+                         const struct kernel_kv *kv_view)
+{
+    struct cpu *c = cpu_of(k);
+    struct select_job job = {
+        .dims = &k->dims,
+        .chosen = cpu_ptr(chosen),
+        .q = cpu_ptr(q),
+        .weights = cpu_ptr(weights),
+        .b = b,
+        .v = kv_view,
+        .scores = (uint16_t *)(void *)c->scores,
+        .stride = cpu_index_stride(&k->dims),
+    };
+    int at_once = (int)(c->scores_bytes / (size_t)job.stride / sizeof(uint16_t));
+
+    assert(at_once > 0 && k->dims.index_head_dim % 32 == 0 && kv_view->entries_per_page % 16 == 0);
+    for (; job.t0 < b->n_rows; job.t0 += at_once) {
+        int64_t most = 0;
+
+        job.n_tokens = b->n_rows - job.t0 < at_once ? b->n_rows - job.t0 : at_once;
+        for (int i = 0; i < job.n_tokens; i++)
+            most = n_visible(&job, job.t0 + i) > most ? n_visible(&job, job.t0 + i) : most;
+        job.n_chunks = (int)((most + KEYS - 1) / KEYS);
+        cpu_run(k, (int64_t)job.n_tokens * job.n_chunks, score_item, &job);
+        cpu_run(k, job.n_tokens, select_item, &job);
+    }
+}
+
+size_t SIMD_NAME(cpu_index_bytes)(const struct kernel_dims *d)
+{
+    size_t Hi = (size_t)d->index_n_heads, Di = (size_t)d->index_head_dim;
+    size_t score = (Di * KEYS + Hi * Di + Hi) * sizeof(float);
+    size_t select = (size_t)d->index_topk * sizeof(int32_t);
+
+    return score > select ? score : select;
+}
+
+void SIMD_NAME(cpu_index_fill)(struct kernel_ops *ops)
+{
+    ops->index_select = index_select;
+}
