@@ -147,7 +147,7 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
 /* ---- life ------------------------------------------------------------------------------------ */
 
 enum status_code chat_answer_init(struct chat_answer *a, const struct router *router,
-                                  const struct chat_task *task, struct chat_answer_scratch *scratch,
+                                  const struct text_task *task, struct chat_answer_scratch *scratch,
                                   chat_delta_fn emit, void *arg, struct status *st)
 {
     const struct parse_options options = {.start = task->start, .tools = task->tools};

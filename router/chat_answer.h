@@ -15,7 +15,7 @@
 #include "baton/v1/common.pb-c.h"
 #include "common/text/parse.h"
 #include "common/text/stop.h"
-#include "router/chat_task.h"
+#include "router/text_task.h"
 
 enum chat_delta_kind {
     CHAT_REASONING,
@@ -61,7 +61,7 @@ struct chat_answer {
  * @param emit  called inside push
  */
 enum status_code chat_answer_init(struct chat_answer *a, const struct router *router,
-                                  const struct chat_task *task, struct chat_answer_scratch *scratch,
+                                  const struct text_task *task, struct chat_answer_scratch *scratch,
                                   chat_delta_fn emit, void *arg, struct status *st);
 void chat_answer_deinit(struct chat_answer *a);
 

@@ -22,7 +22,6 @@ static void put_number(struct buf *out, uint64_t v)
 
 void chat_sse_init(struct chat_sse *s, const char *id, int64_t created, const char *model)
 {
-    *s = (struct chat_sse){0};
     buf_printf(&s->head,
                "data: {\"id\":\"%s\",\"object\":\"chat.completion.chunk\",\"created\":%lld,"
                "\"model\":",

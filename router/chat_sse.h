@@ -25,7 +25,7 @@ struct chat_sse {
     bool each_usage; /* continuous_usage_stats: each chunk carries it */
 };
 
-/** id and model are copied. */
+/** Writes the head of a zeroed struct; id and model are copied. */
 void chat_sse_init(struct chat_sse *s, const char *id, int64_t created, const char *model);
 void chat_sse_deinit(struct chat_sse *s);
 

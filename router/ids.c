@@ -1,6 +1,7 @@
 #include "router/ids.h"
 
 #include <stdint.h>
+#include <string.h>
 #include <sys/random.h>
 
 #include "common/base/clock.h"
@@ -16,4 +17,10 @@ void ids_random(char *out, size_t n)
     for (size_t i = 0; i < n; i++)
         out[i] = letters[bytes[i] % (sizeof(letters) - 1)];
     out[n] = '\0';
+}
+
+void ids_call(char *out)
+{
+    memcpy(out, "call_", 5);
+    ids_random(out + 5, 24);
 }

@@ -11,4 +11,7 @@
 /** Writes n random letters and digits and a NUL to out, [n + 1]; n <= 64. */
 void ids_random(char *out, size_t n);
 
+/** Writes "call_" and 24 random letters and digits, and a NUL, to out, [30]. */
+void ids_call(char *out);
+
 #endif

@@ -211,7 +211,7 @@ void router_thread_free(struct router_thread *t)
     if (t->base != NULL)
         event_base_free(t->base);
     tokenizer_cache_free(t->scratch.cache);
-    chat_scratch_deinit(&t->scratch);
+    text_scratch_deinit(&t->scratch);
     buf_deinit(&t->answer_scratch.text);
     buf_deinit(&t->answer_scratch.pending);
     buf_deinit(&t->events);

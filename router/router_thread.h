@@ -27,7 +27,7 @@ struct router_thread {
     struct http_server *http;
     struct workers *workers;
     struct generations *generations;
-    struct chat_scratch scratch;
+    struct text_scratch scratch;
     struct chat_answer_scratch answer_scratch;
     struct buf events; /* scratch: of one turn and one client; empty between them */
     bool draining;

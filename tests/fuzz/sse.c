@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const char *text = (const char *)data;
     struct buf out = {0}, copy = {0};
     struct json_doc *doc;
-    struct chat_sse s;
+    struct chat_sse s = {0};
     struct status st;
     size_t n = utf8_valid_prefix(text, size);
 

@@ -56,7 +56,7 @@ struct outcome {
     uint64_t n_completion, n_reasoning;
 };
 
-static struct outcome run(const struct chat_task *task, const struct token_list *ids, size_t batch,
+static struct outcome run(const struct text_task *task, const struct token_list *ids, size_t batch,
                           Baton__V1__FinishReason finish)
 {
     struct chat_answer_scratch scratch = {0};
@@ -112,7 +112,7 @@ static void the_answer_does_not_depend_on_batches(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
-        struct chat_task task = {.start = table[i].start, .tools = table[i].tools};
+        struct text_task task = {.start = table[i].start, .tools = table[i].tools};
         struct token_list ids = {0};
         struct status st;
 
@@ -138,7 +138,7 @@ static void the_answer_does_not_depend_on_batches(void **state)
 
 static void tokens_are_counted_and_the_end_token_is_not_shown(void **state)
 {
-    struct chat_task task = {.start = TURN_REASONING};
+    struct text_task task = {.start = TURN_REASONING};
     struct token_list ids = {0};
     struct outcome o;
     struct status st;
@@ -168,7 +168,7 @@ static void tokens_are_counted_and_the_end_token_is_not_shown(void **state)
 
 static void half_a_character_at_the_end_becomes_the_replacement_character(void **state)
 {
-    struct chat_task task = {.start = TURN_CONTENT};
+    struct text_task task = {.start = TURN_CONTENT};
     struct token_list ids = {0};
     struct outcome o;
     struct status st;
@@ -188,7 +188,7 @@ static void half_a_character_at_the_end_becomes_the_replacement_character(void *
 static void an_id_outside_the_vocabulary_is_corrupt(void **state)
 {
     static const int32_t bad[] = {-1, 129280, INT32_MAX};
-    struct chat_task task = {.start = TURN_CONTENT};
+    struct text_task task = {.start = TURN_CONTENT};
 
     (void)state;
     for (size_t i = 0; i < 3; i++) {

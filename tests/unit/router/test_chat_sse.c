@@ -39,7 +39,7 @@ static const struct json *choice(const struct json_doc *doc)
 static void every_event_is_one_line_of_json(void **state)
 {
     struct chat_usage u = {10, 4, 7, 2};
-    struct chat_sse s;
+    struct chat_sse s = {0};
     struct buf out = {0};
     struct json_doc *doc;
     const struct json *call;

@@ -1,17 +1,17 @@
-#include "router/chat_task.h"
+#include "router/text_task.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
-void chat_scratch_deinit(struct chat_scratch *s)
+void text_scratch_deinit(struct text_scratch *s)
 {
     token_list_deinit(&s->ids);
     chat_prompt_deinit(&s->prompt);
 }
 
-void chat_task_forget_body(struct chat_task *task)
+void text_task_forget_body(struct text_task *task)
 {
     json_free(task->doc);
     task->doc = NULL;
@@ -19,9 +19,9 @@ void chat_task_forget_body(struct chat_task *task)
     task->params.n_stop = 0;
 }
 
-void chat_task_deinit(struct chat_task *task)
+void text_task_deinit(struct text_task *task)
 {
-    chat_task_forget_body(task);
+    text_task_forget_body(task);
     prompt_ids_unref(task->prompt);
     task->prompt = NULL;
 }
@@ -33,7 +33,7 @@ static bool fail_memory(struct chat_error *err)
     return false;
 }
 
-static bool parse(struct chat_task *task, const char *body, size_t len, struct chat_error *err)
+static bool parse(struct text_task *task, const char *body, size_t len, struct chat_error *err)
 {
     struct status st;
 
@@ -66,7 +66,7 @@ static bool fit_context(struct chat_params *p, size_t n_prompt, uint64_t context
     return true;
 }
 
-static void fill_generation(struct chat_task *task)
+static void fill_generation(struct text_task *task)
 {
     const struct chat_params *p = &task->params;
     struct generation_params *g = &task->generation;
@@ -87,8 +87,8 @@ static void fill_generation(struct chat_task *task)
         g->seed = (uint64_t)rand(); /* no entropy: better some seed than no answer */
 }
 
-bool chat_task_run(struct chat_task *task, const struct router *router, const char *body,
-                   size_t len, uint64_t context_length, struct chat_scratch *scratch,
+bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
+                   size_t len, uint64_t context_length, struct text_scratch *scratch,
                    struct chat_error *err)
 {
     struct status st;

@@ -1,28 +1,28 @@
 /*
- * chat_task: from the bytes of a chat-completion request to token ids and sampling parameters.
+ * text_task: from the bytes of a request to token ids and sampling parameters.
  *
  * All text work of a request stands here, free of sockets and of the loop's state, so that it can
  * run on another thread when a body is large.
  *
- * Lifetime  chat_task_run() on a zero-initialised struct, chat_task_deinit() at the end.
+ * Lifetime  *_task_run() on a zero-initialised struct, text_task_deinit() at the end.
  * Threads   any one; the scratch is the runner's.
  */
-#ifndef BATON_ROUTER_CHAT_TASK_H
-#define BATON_ROUTER_CHAT_TASK_H
+#ifndef BATON_ROUTER_TEXT_TASK_H
+#define BATON_ROUTER_TEXT_TASK_H
 
 #include "router/chat_params.h"
 #include "router/generations.h"
 #include "router/router.h"
 
 /* Reused from one request to the next. */
-struct chat_scratch {
+struct text_scratch {
     struct tokenizer_cache *cache; /* may be NULL */
     struct token_list ids;
     struct chat_prompt prompt;
 };
-void chat_scratch_deinit(struct chat_scratch *s); /* all but the cache */
+void text_scratch_deinit(struct text_scratch *s); /* all but the cache */
 
-struct chat_task {
+struct text_task {
     struct json_doc *doc; /* params point into it */
     struct chat_params params;
     struct generation_params generation; /* of choice 0; others differ in the seed */
@@ -35,12 +35,12 @@ struct chat_task {
  * @param context_length  of the model, in tokens; 0: not known
  * @return false with err filled: what is wrong with the request, by name and with numbers
  */
-bool chat_task_run(struct chat_task *task, const struct router *router, const char *body,
-                   size_t len, uint64_t context_length, struct chat_scratch *scratch,
+bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
+                   size_t len, uint64_t context_length, struct text_scratch *scratch,
                    struct chat_error *err);
-void chat_task_deinit(struct chat_task *task);
+void text_task_deinit(struct text_task *task);
 
 /** Frees the parsed body early: params lose their strings. */
-void chat_task_forget_body(struct chat_task *task);
+void text_task_forget_body(struct text_task *task);
 
 #endif

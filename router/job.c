@@ -1,0 +1,383 @@
+#include "router/job.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "router/ids.h"
+#include "router/routes.h"
+
+enum { ID_LETTERS = 24 };
+
+static struct router_metrics *metrics_of(const struct job *j)
+{
+    return j->thread->router->metrics;
+}
+
+/* Events of one turn are gathered here and leave together. */
+static struct buf *events_of(const struct job *j)
+{
+    return &j->thread->events;
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+static void choice_deinit(struct job_choice *c)
+{
+    generation_cancel(c->generation);
+    chat_answer_deinit(&c->answer);
+    buf_deinit(&c->reasoning);
+    buf_deinit(&c->content);
+    for (size_t i = 0; i < c->n_calls; i++) {
+        buf_deinit(&c->calls[i].name);
+        buf_deinit(&c->calls[i].arguments);
+    }
+    free(c->calls);
+}
+
+/* Cancels what still runs. The exchange must be over. */
+static void job_free(struct job *j)
+{
+    for (unsigned i = 0; i < j->n_choices; i++)
+        choice_deinit(&j->choices[i]);
+    chat_sse_deinit(&j->sse);
+    free(j);
+}
+
+static void on_gone(void *arg)
+{
+    struct job *j = arg;
+
+    log_debug("%s: the client has gone", j->request_id);
+    metric_add(metrics_of(j)->client_gone, 1);
+    job_free(j);
+}
+
+/* ---- figures --------------------------------------------------------------------------------- */
+
+struct chat_usage job_usage(const struct job *j)
+{
+    struct chat_usage u = {.prompt_tokens = j->n_prompt, .cached_tokens = j->path.cached_tokens};
+
+    for (unsigned i = 0; i < j->n_choices; i++) {
+        u.completion_tokens += j->choices[i].answer.n_completion;
+        u.reasoning_tokens += j->choices[i].answer.n_reasoning;
+    }
+    return u;
+}
+
+void job_put_path(const struct job *j, struct buf *out)
+{
+    uint64_t n = job_usage(j).completion_tokens;
+
+    buf_printf(out, "{\"request_id\":\"%s\",", j->request_id);
+    request_path_json(&j->path, out);
+    buf_printf(out, ",\"ttft_ms\":%.3f,\"tpot_ms\":%.3f}",
+               (double)(j->first_us - j->begun_us) / 1e3,
+               n > 1 ? (double)(j->last_us - j->first_us) / 1e3 / (double)(n - 1) : 0.0);
+}
+
+static void count_end(const struct job *j)
+{
+    struct router_metrics *m = metrics_of(j);
+    struct chat_usage u = job_usage(j);
+    uint64_t us = clock_now_us() - j->begun_us;
+
+    metric_add(m->prompt_tokens, (double)u.prompt_tokens);
+    metric_add(m->cached_tokens, (double)u.cached_tokens);
+    metric_add(m->completion_tokens, (double)u.completion_tokens);
+    metric_observe(m->e2e_s, (double)us / 1e6);
+    log_debug("%s: done: %llu prompt and %llu completion tokens, %.1f ms", j->request_id,
+              (unsigned long long)u.prompt_tokens, (unsigned long long)u.completion_tokens,
+              (double)us / 1e3);
+}
+
+static void count_tokens(struct job *j, size_t n)
+{
+    struct router_metrics *m = metrics_of(j);
+    uint64_t now = clock_now_us();
+
+    if (j->first_us == 0) {
+        j->first_us = now;
+        metric_observe(m->ttft_s, (double)(now - j->begun_us) / 1e6);
+    } else if (n > 0) {
+        metric_observe(m->itl_s, (double)(now - j->last_us) / 1e6 / (double)n);
+    }
+    j->last_us = now;
+}
+
+/* ---- to the client --------------------------------------------------------------------------- */
+
+static void start_stream(struct job *j)
+{
+    j->started = true;
+    router_metrics_count_reply(metrics_of(j), 200);
+    http_reply_header(j->exchange, "x-request-id", j->request_id);
+    http_reply_header(j->exchange, "cache-control", "no-cache");
+    http_reply_start(j->exchange, 200, "text/event-stream; charset=utf-8");
+}
+
+/* Hands the gathered events to the client. @return false when the job is gone: the client reads too
+ * slowly */
+static bool send_events(struct job *j)
+{
+    struct buf *out = events_of(j);
+    struct status st;
+
+    http_reply_write(j->exchange, out->data, out->len, &st);
+    out->len = 0;
+    if (st.code == ST_OK)
+        return true;
+    log_warn("%s: cut off: %s", j->request_id, st.msg);
+    metric_add(metrics_of(j)->client_gone, 1);
+    http_reply_abort(j->exchange);
+    job_free(j);
+    return false;
+}
+
+/* Ends the request with an error: a status while nothing has been sent, else an event. */
+static void job_fail(struct job *j, const struct status *why)
+{
+    log_info("%s: failed: %s", j->request_id, why->msg);
+    if (!j->started) {
+        http_reply_header(j->exchange, "x-request-id", j->request_id);
+        reply_status(j->thread, j->exchange, why);
+    } else {
+        metric_add(metrics_of(j)->stream_errors, 1);
+        j->format->error(j, status_http(why->code), why->msg, events_of(j));
+        if (!send_events(j))
+            return;
+        http_reply_end(j->exchange);
+    }
+    job_free(j);
+}
+
+static void job_complete(struct job *j)
+{
+    struct buf body = {0};
+
+    count_end(j);
+    if (!j->stream) {
+        j->format->whole(j, &body);
+        http_reply_header(j->exchange, "x-request-id", j->request_id);
+        reply_json(j->thread, j->exchange, 200, &body);
+        buf_deinit(&body);
+    } else {
+        j->format->end(j, events_of(j));
+        if (!send_events(j))
+            return;
+        http_reply_end(j->exchange);
+    }
+    job_free(j);
+}
+
+/* ---- from the answers ------------------------------------------------------------------------ */
+
+static void keep_call(struct job_choice *c, const struct chat_delta *d)
+{
+    struct job_call *more = realloc(c->calls, (c->n_calls + 1) * sizeof(*more)), *call;
+
+    if (more == NULL)
+        abort();
+    c->calls = more;
+    call = &c->calls[c->n_calls++];
+    *call = (struct job_call){0};
+    ids_call(call->id);
+    buf_append(&call->name, d->text, d->len);
+}
+
+static void keep_delta(struct job_choice *c, const struct chat_delta *d)
+{
+    switch (d->kind) {
+    case CHAT_REASONING:
+        buf_append(&c->reasoning, d->text, d->len);
+        break;
+    case CHAT_CONTENT:
+        buf_append(&c->content, d->text, d->len);
+        break;
+    case CHAT_CALL:
+        keep_call(c, d);
+        break;
+    case CHAT_ARGUMENTS:
+        buf_append(&c->calls[d->call].arguments, d->text, d->len);
+        break;
+    }
+}
+
+static void on_delta(void *arg, const struct chat_delta *d)
+{
+    struct job_choice *c = arg;
+
+    if (c->job->stream)
+        c->job->format->delta(c->job, c, d, events_of(c->job));
+    else
+        keep_delta(c, d);
+}
+
+/* ---- from the generations -------------------------------------------------------------------- */
+
+static void begin_choice(struct job_choice *c)
+{
+    struct job *j = c->job;
+
+    c->began = true;
+    if (!j->stream)
+        return;
+    if (!j->started)
+        start_stream(j);
+    j->format->begin_choice(j, c, events_of(j));
+}
+
+static void end_choice(struct job_choice *c)
+{
+    struct job *j = c->job;
+
+    generation_cancel(c->generation); /* a stop string, or nothing more counts */
+    c->generation = NULL;
+    j->n_open--;
+    if (j->stream)
+        j->format->end_choice(j, c, events_of(j));
+}
+
+static void on_tokens(void *arg, const int32_t *ids, size_t n, Baton__V1__FinishReason finish,
+                      const Baton__V1__HandoffStats *stats)
+{
+    struct job_choice *c = arg;
+    struct job *j = c->job;
+    struct status st;
+
+    if (finish != BATON__V1__FINISH_REASON__FINISH_NONE)
+        c->generation = NULL; /* it is over */
+    if (stats != NULL)
+        request_path_add(&j->path, stats);
+    count_tokens(j, n);
+    if (!c->began)
+        begin_choice(c);
+    if (chat_answer_push(&c->answer, ids, n, finish, &st) != ST_OK) {
+        job_fail(j, &st);
+        return;
+    }
+    if (c->answer.finish != NULL)
+        end_choice(c);
+    if (j->n_open == 0)
+        job_complete(j);
+    else if (j->stream)
+        send_events(j);
+}
+
+static void on_failed(void *arg, const struct status *why)
+{
+    struct job_choice *c = arg;
+
+    c->generation = NULL;
+    job_fail(c->job, why);
+}
+
+/* ---- starting -------------------------------------------------------------------------------- */
+
+void job_name_request(struct http_exchange *x, const char *rid, char *out)
+{
+    size_t n, i = 0;
+    const char *given = http_request_header(http_exchange_request(x), "x-request-id", &n);
+
+    if (given != NULL && n > 0 && n <= JOB_REQUEST_ID_MAX) {
+        for (; i < n && given[i] > ' ' && given[i] < 0x7f && given[i] != '"' && given[i] != '\\';
+             i++)
+            out[i] = given[i];
+        out[i] = '\0';
+        if (i == n)
+            return;
+    }
+    if (rid != NULL && *rid != '\0') {
+        snprintf(out, JOB_REQUEST_ID_MAX + 1, "%s", rid);
+        return;
+    }
+    memcpy(out, "req-", 4);
+    ids_random(out + 4, ID_LETTERS);
+}
+
+static bool wants_path(struct http_exchange *x)
+{
+    size_t n;
+    const char *v = http_request_header(http_exchange_request(x), "x-baton-debug", &n);
+
+    return v != NULL && n == 1 && v[0] == '1';
+}
+
+static struct job *job_new(struct router_thread *t, struct http_exchange *x,
+                           const struct job_format *format, const struct text_task *task,
+                           struct status *st)
+{
+    const struct chat_params *p = &task->params;
+    struct job *j = calloc(1, sizeof(*j) + (size_t)p->n * sizeof(j->choices[0]));
+
+    if (j == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for another request");
+        return NULL;
+    }
+    j->thread = t;
+    j->exchange = x;
+    j->format = format;
+    snprintf(j->id, sizeof(j->id), "%s", format->id_prefix);
+    ids_random(j->id + strlen(j->id), ID_LETTERS);
+    j->created = clock_unix_s();
+    j->stream = p->stream;
+    j->include_usage = p->include_usage;
+    j->wants_path = wants_path(x);
+    j->n_prompt = task->prompt->n;
+    j->sse.null_usage = p->include_usage;
+    j->sse.each_usage = p->continuous_usage;
+    j->n_choices = (unsigned)p->n;
+    for (unsigned i = 0; i < j->n_choices; i++) {
+        struct job_choice *c = &j->choices[i];
+
+        c->job = j;
+        c->index = i;
+        if (chat_answer_init(&c->answer, t->router, task, &t->answer_scratch, on_delta, c, st) !=
+            ST_OK) {
+            job_free(j);
+            return NULL;
+        }
+    }
+    return j;
+}
+
+static enum status_code submit(struct job *j, const struct text_task *task, struct status *st)
+{
+    struct generation_params params = task->generation;
+
+    snprintf(params.rid, sizeof(params.rid), "%s", j->request_id);
+    for (unsigned i = 0; i < j->n_choices; i++) {
+        struct generation_callbacks callbacks = {on_tokens, on_failed, &j->choices[i]};
+
+        params.seed = task->generation.seed + i;
+        if (generations_submit(j->thread->generations, task->prompt, &params, &callbacks,
+                               &j->choices[i].generation, st) != ST_OK)
+            return st->code;
+        j->n_open++;
+    }
+    return ST_OK;
+}
+
+void job_start(struct router_thread *t, struct http_exchange *x, const struct job_format *format,
+               const struct text_task *task, const char *request_id, uint64_t begun_us)
+{
+    struct status st;
+    struct job *j = job_new(t, x, format, task, &st);
+
+    if (j != NULL) {
+        snprintf(j->request_id, sizeof(j->request_id), "%s", request_id);
+        j->begun_us = begun_us;
+    }
+    if (j == NULL || submit(j, task, &st) != ST_OK) {
+        if (j != NULL)
+            job_free(j);
+        http_reply_header(x, "x-request-id", request_id);
+        reply_status(t, x, &st);
+        return;
+    }
+    log_debug("%s: %zu prompt tokens, %s", request_id, j->n_prompt, j->stream ? "stream" : "whole");
+    http_exchange_on_gone(x, on_gone, j);
+}

@@ -1,0 +1,93 @@
+/*
+ * job: one request for generated text, whatever API it came by: its choices, their generations and
+ * answers, and the client's answer, streamed or whole. How the answer is written is the API's: a
+ * struct job_format.
+ *
+ *   api_*.c: request ─▶ text_task ─▶ job_start()      generations ─▶ job ─▶ job_format ─▶ client
+ *
+ * Promises  a job ends itself: when its last choice is complete, when one fails, when the client
+ * goes away or reads too slowly. An error before the first byte of the answer is a plain status;
+ *           later it is an event.
+ * Threads   the router thread.
+ */
+#ifndef BATON_ROUTER_JOB_H
+#define BATON_ROUTER_JOB_H
+
+#include "router/chat_sse.h"
+#include "router/request_path.h"
+#include "router/router_thread.h"
+
+enum { JOB_REQUEST_ID_MAX = 63, JOB_CALL_ID_BYTES = 32 };
+
+struct job;
+
+/* A tool call of a whole answer. */
+struct job_call {
+    char id[JOB_CALL_ID_BYTES];
+    struct buf name, arguments;
+};
+
+struct job_choice {
+    struct job *job;
+    unsigned index;
+    struct generation *generation; /* NULL: not started, or over */
+    struct chat_answer answer;
+    bool began; /* streamed: its first event is out */
+    /* Whole answers gather here. */
+    struct buf reasoning, content;
+    size_t n_calls;
+    struct job_call *calls;
+};
+
+/* How an API writes: each function appends to out. */
+struct job_format {
+    const char *id_prefix; /* "chatcmpl-" */
+    /* Streamed: */
+    void (*begin_choice)(struct job *j, struct job_choice *c, struct buf *out);
+    void (*delta)(struct job *j, struct job_choice *c, const struct chat_delta *d, struct buf *out);
+    void (*end_choice)(struct job *j, struct job_choice *c, struct buf *out);
+    void (*end)(struct job *j, struct buf *out);
+    void (*error)(struct job *j, int http_status, const char *message, struct buf *out);
+    /* Whole: the JSON body. */
+    void (*whole)(struct job *j, struct buf *out);
+};
+
+struct job {
+    struct router_thread *thread;
+    struct http_exchange *exchange;
+    const struct job_format *format;
+    char id[CHAT_ID_BYTES];
+    char request_id[JOB_REQUEST_ID_MAX + 1];
+    int64_t created;
+    bool stream, include_usage, wants_path;
+    bool started; /* streamed: the head of the answer is out */
+    struct chat_sse sse;
+    size_t n_prompt;
+    uint64_t begun_us, first_us, last_us; /* request, first tokens, latest tokens */
+    struct request_path path;
+    unsigned n_choices, n_open;
+    struct job_choice choices[];
+};
+
+/**
+ * Names the request for logs and for the client: its x-request-id header when that is printable,
+ * else `rid` (may be NULL), else a random name.
+ * @param out  [JOB_REQUEST_ID_MAX + 1]
+ */
+void job_name_request(struct http_exchange *x, const char *rid, char *out);
+
+/**
+ * Answers a request by generating, or with an error; either way the exchange is taken care of.
+ * @param task       ready to run; the caller frees it afterwards
+ * @param begun_us   when the request was complete
+ */
+void job_start(struct router_thread *t, struct http_exchange *x, const struct job_format *format,
+               const struct text_task *task, const char *request_id, uint64_t begun_us);
+
+/** Tokens so far, over all choices. */
+struct chat_usage job_usage(const struct job *j);
+
+/** Appends the way of the request as a JSON object: workers, bytes moved, times. */
+void job_put_path(const struct job *j, struct buf *out);
+
+#endif
