@@ -21,6 +21,9 @@ int cmd_bench_text(int argc, char **argv);
 /* cmd_chat.c */
 int cmd_chat(int argc, char **argv);
 
+/* cmd_generate.c */
+int cmd_generate(int argc, char **argv);
+
 /* cmd_model.c */
 int cmd_logits(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);

@@ -12,6 +12,7 @@ static const struct {
     const char *help;
 } commands[] = {
     {"chat", cmd_chat, "one streaming chat request to a router"},
+    {"generate", cmd_generate, "token ids straight to a decode worker (JSON lines)"},
     {"encode", cmd_encode, "chat requests to prompts (JSON lines)"},
     {"tokenize", cmd_tokenize, "text to token ids (JSON lines)"},
     {"detokenize", cmd_detokenize, "token ids to text, as a stream shows it (JSON lines)"},

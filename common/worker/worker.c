@@ -1,0 +1,354 @@
+#include "common/worker/worker.h"
+
+#include <event2/event.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "common/base/log.h"
+#include "common/worker/admin.h"
+#include "common/worker/handoff.h"
+
+/* State slots beyond the running requests: those whose old slot a lost peer may still write. */
+enum { SPARE_SLOTS = 8 };
+
+/* ---- flags ---- */
+
+void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
+{
+    *o = (struct worker_options){
+        .host = "0.0.0.0",
+        .port = default_port,
+        .device = "cpu",
+        .cpu_isa = "auto",
+        .log_level = "info",
+        .kv_transport = "auto",
+        .kv_require = "none",
+        .max_total_tokens = 65536,
+        .max_running_requests = 64,
+        .chunked_prefill_size = 2048,
+        .drain_timeout_s = 30,
+    };
+    const struct flag table[WORKER_FLAGS] = {
+        {"model-path", FLAG_STRING, &o->model_path, .arg = "DIR", .help = "checkpoint directory"},
+        {"host", FLAG_STRING, &o->host, .arg = "ADDR", .help = "address to listen on"},
+        {"port", FLAG_INT, &o->port, 1, 65535, .arg = "PORT", .help = "gRPC port"},
+        {"admin-port", FLAG_INT, &o->admin_port, 0, 65535, .arg = "PORT",
+         .help = "HTTP port of /health, /ready and /metrics; 0: port + 1000"},
+        {"device", FLAG_CHOICE, &o->device, .choices = "cpu", .help = "where the model runs"},
+        {"cpu-isa", FLAG_CHOICE, &o->cpu_isa, .choices = "auto|ref|avx2|avx512",
+         .help = "highest instruction set used; ref is the exact, slow reference"},
+        {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
+         .help = "kernel threads; 0: one per CPU"},
+        {"context-length", FLAG_INT, &o->context_length, 0, 1048576, .arg = "TOKENS",
+         .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
+        {"max-total-tokens", FLAG_INT, &o->max_total_tokens, KV_PAGE_TOKENS, 1u << 30,
+         .arg = "TOKENS", .help = "size of the KV page pool"},
+        {"max-running-requests", FLAG_INT, &o->max_running_requests, 1, 4096, .arg = "N",
+         .help = "requests at once"},
+        {"chunked-prefill-size", FLAG_INT, &o->chunked_prefill_size, 1, 65536, .arg = "TOKENS",
+         .help = "prompt tokens of one prefill step"},
+        {"kv-transport", FLAG_CHOICE, &o->kv_transport, .choices = "auto|rdma|nvlink|shm|tcp",
+         .help = "how KV pages travel between workers"},
+        {"kv-require", FLAG_CHOICE, &o->kv_require, .choices = "none|rdma|nvlink|shm|tcp",
+         .help = "refuse to start unless this transport is there"},
+        {"kv-devices", FLAG_STRING, &o->kv_devices, .arg = "LIST",
+         .help = "network devices for KV, such as mlx5_0:1,eth0; absent: all"},
+        {"drain-timeout-s", FLAG_INT, &o->drain_timeout_s, 0, 3600, .arg = "SECONDS",
+         .help = "after SIGTERM, how long running requests may take to finish"},
+        {"log-level", FLAG_CHOICE, &o->log_level, .choices = "error|warn|info|debug|trace",
+         .help = "how much is logged"},
+        {"inject-kv-flips", FLAG_INT, &o->inject_kv_flips, 0, 1 << 20, .arg = "N",
+         .help = "for tests: flip a bit in each of the first N transfers"},
+        {0},
+    };
+    memcpy(rows, table, sizeof(table));
+}
+
+/* ---- opening ---- */
+
+static enum transfer_kind transport_kind(const char *name)
+{
+    static const char *const names[] = {[TRANSFER_RDMA] = "rdma",
+                                        [TRANSFER_NVLINK] = "nvlink",
+                                        [TRANSFER_SHM] = "shm",
+                                        [TRANSFER_TCP] = "tcp"};
+
+    for (int i = TRANSFER_RDMA; i <= TRANSFER_TCP; i++)
+        if (strcmp(name, names[i]) == 0)
+            return (enum transfer_kind)i;
+    return TRANSFER_AUTO; /* "auto", "none" */
+}
+
+static enum status_code open_transfer(struct worker *w, struct status *st)
+{
+    struct transfer_options t = {
+        .transport = transport_kind(w->opt.kv_transport),
+        .require = transport_kind(w->opt.kv_require),
+        .devices = w->opt.kv_devices,
+    };
+
+    if (transfer_start(&t, &w->transfer, st) != ST_OK)
+        return status_wrap(st, "KV transfer");
+    if (w->opt.inject_kv_flips > 0)
+        transfer_inject_flips(w->transfer, (int)w->opt.inject_kv_flips);
+    return ST_OK;
+}
+
+/* Longest request: what was asked for, or what the model allows; never more than the pool holds. */
+static enum status_code settle_context(struct worker *w, int64_t pool_tokens, int64_t model_max,
+                                       struct status *st)
+{
+    int64_t asked = w->opt.context_length;
+
+    if (asked > model_max)
+        return status_set(st, ST_INVALID,
+                          "--context-length %" PRId64 " is beyond the model's %" PRId64, asked,
+                          model_max);
+    if (asked > pool_tokens)
+        return status_set(st, ST_INVALID,
+                          "--context-length %" PRId64 " does not fit the KV pool of %" PRId64
+                          " tokens: raise --max-total-tokens",
+                          asked, pool_tokens);
+    w->context_length = asked > 0 ? asked : model_max < pool_tokens ? model_max : pool_tokens;
+    return status_ok(st);
+}
+
+static enum status_code open_model(struct worker *w, struct status *st)
+{
+    bool prefill = strcmp(w->role, "prefill") == 0;
+    int64_t batch = prefill ? w->opt.chunked_prefill_size : w->opt.max_running_requests;
+    struct model_options m = {
+        .path = w->opt.model_path,
+        .device = w->opt.device,
+        .cpu_isa = w->opt.cpu_isa,
+        .n_threads = (int)w->opt.threads,
+        .max_batch_tokens = (int)batch,
+        .max_batch_seqs = prefill ? 1 : (int)batch,
+        .max_context = (int)w->context_length,
+        .max_logit_rows = prefill ? 1 : (int)batch,
+    };
+
+    return model_open(&m, &w->model, st);
+}
+
+/* KV memory that every transport can reach; the CPU backend takes any host memory. */
+static enum status_code open_kv(struct worker *w, struct status *st)
+{
+    uint32_t n_pages = kv_pages_for((uint64_t)w->opt.max_total_tokens);
+    uint32_t n_slots = (uint32_t)w->opt.max_running_requests + SPARE_SLOTS;
+    void *pages, *slots;
+
+    w->geometry = model_get_geometry(w->model);
+    if (transfer_slab_alloc(w->transfer, HANDOFF_SLAB_PAGES, n_pages * w->geometry->page_bytes,
+                            &pages, st) != ST_OK ||
+        transfer_slab_alloc(w->transfer, HANDOFF_SLAB_SLOTS, n_slots * w->geometry->slot_bytes,
+                            &slots, st) != ST_OK)
+        return status_wrap(st,
+                           "KV memory of %u pages and %u slots (lower --max-total-tokens or "
+                           "--max-running-requests)",
+                           n_pages, n_slots);
+    w->kv = (struct kv_memory){
+        .pages = {(uint64_t)(uintptr_t)pages},
+        .slots = {(uint64_t)(uintptr_t)slots},
+        .n_pages = n_pages,
+        .n_slots = n_slots,
+    };
+    if (slab_new("KV page", n_pages, &w->pages, st) != ST_OK ||
+        slab_new("state slot", n_slots, &w->slots, st) != ST_OK)
+        return st->code;
+    return status_ok(st);
+}
+
+static void log_plan(const struct worker *w)
+{
+    const double mib = 1 << 20;
+
+    log_info("model %s on %s, fingerprint %016" PRIx64 ", KV layout %016" PRIx64, w->opt.model_path,
+             model_backend_name(w->model), model_fingerprint(w->model),
+             kv_geometry_fingerprint(w->geometry));
+    log_info(
+        "memory: weights %.1f MiB, KV pages %u x %.1f KiB = %.1f MiB, state slots %u x %.1f KiB "
+        "= %.1f MiB; %" PRIu64 " bytes of KV per token",
+        (double)model_weight_bytes(w->model) / mib, w->kv.n_pages,
+        (double)w->geometry->page_bytes / 1024,
+        w->kv.n_pages * (double)w->geometry->page_bytes / mib, w->kv.n_slots,
+        (double)w->geometry->slot_bytes / 1024,
+        w->kv.n_slots * (double)w->geometry->slot_bytes / mib,
+        w->geometry->page_bytes / KV_PAGE_TOKENS);
+    log_info("limits: context %" PRId64 " tokens, %" PRId64 " requests at once, pool %u tokens",
+             w->context_length, w->opt.max_running_requests, w->kv.n_pages * KV_PAGE_TOKENS);
+}
+
+enum status_code worker_open(struct worker *w, struct status *st)
+{
+    struct model_config config;
+    int64_t pool_tokens = kv_pages_for((uint64_t)w->opt.max_total_tokens) * KV_PAGE_TOKENS;
+
+    if (w->opt.model_path == NULL)
+        return status_set(st, ST_INVALID, "--model-path is needed: the checkpoint directory");
+    if (getrandom(&w->incarnation, sizeof(w->incarnation), 0) != sizeof(w->incarnation))
+        return status_set(st, ST_INTERNAL, "the system gives no random numbers");
+    w->incarnation |= 1; /* never 0: absent */
+    if (model_config_read(w->opt.model_path, &config, st) != ST_OK ||
+        settle_context(w, pool_tokens, config.max_position, st) != ST_OK)
+        return st->code;
+    if (mailbox_new(&w->engine, st) != ST_OK || open_transfer(w, st) != ST_OK ||
+        open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)
+        return st->code;
+    log_plan(w);
+    w->metrics = metrics_new();
+    w->base = event_base_new();
+    if (w->base == NULL || w->metrics == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for the event loop");
+    return rpc_start(&w->rpc, st);
+}
+
+/* ---- serving ---- */
+
+struct stop_hook {
+    struct worker *w;
+    void (*stop)(void *arg);
+    void *arg;
+    bool asked;
+};
+
+static void on_signal(evutil_socket_t sig, short what, void *arg)
+{
+    struct stop_hook *hook = arg;
+
+    (void)what;
+    if (hook->asked) {
+        log_warn("second signal: ending at once");
+        _exit(128 + (int)sig);
+    }
+    hook->asked = true;
+    log_info("signal %d: finishing what runs (at most %" PRId64 " s), taking nothing new", (int)sig,
+             hook->w->opt.drain_timeout_s);
+    atomic_store(&hook->w->ready, false);
+    rpc_server_set_serving(hook->w->server, 0);
+    hook->stop(hook->arg);
+}
+
+static enum status_code open_port(struct worker *w, const struct rpc_method *methods, size_t n,
+                                  struct status *st)
+{
+    struct rpc_method all[8];
+    char address[300];
+
+    if (n + ADMIN_METHODS > sizeof(all) / sizeof(all[0]))
+        return status_set(st, ST_INTERNAL, "more rpc methods than room");
+    memcpy(all, methods, n * sizeof(*methods));
+    admin_methods(w, all + n);
+    snprintf(address, sizeof(address), "%s:%" PRId64, w->opt.host, w->opt.port);
+    if (rpc_server_start(w->rpc, address, all, n + ADMIN_METHODS, &w->server, st) != ST_OK)
+        return st->code;
+    return admin_http_open(w, st);
+}
+
+enum status_code worker_serve(struct worker *w, const struct rpc_method *methods, size_t n,
+                              void (*stop)(void *arg), void *arg, struct status *st)
+{
+    struct stop_hook hook = {.w = w, .stop = stop, .arg = arg};
+    struct event *term = evsignal_new(w->base, SIGTERM, on_signal, &hook);
+    struct event *intr = evsignal_new(w->base, SIGINT, on_signal, &hook);
+
+    signal(SIGPIPE, SIG_IGN);
+    if (term == NULL || intr == NULL || event_add(term, NULL) != 0 || event_add(intr, NULL) != 0) {
+        status_set(st, ST_EXHAUSTED, "cannot watch signals");
+    } else if (open_port(w, methods, n, st) == ST_OK) {
+        atomic_store(&w->ready, true);
+        rpc_server_set_serving(w->server, 1);
+        log_info("%s worker ready: gRPC %s:%" PRId64 ", admin http port %d", w->role, w->opt.host,
+                 w->opt.port, w->admin_port);
+        event_base_loop(w->base, EVLOOP_NO_EXIT_ON_EMPTY);
+        status_ok(st);
+    }
+    if (term != NULL)
+        event_free(term);
+    if (intr != NULL)
+        event_free(intr);
+    return st->code;
+}
+
+void worker_quit(struct worker *w)
+{
+    event_base_loopbreak(w->base);
+}
+
+void worker_stop_serving(struct worker *w)
+{
+    atomic_store(&w->ready, false);
+    admin_http_close(w);
+    rpc_server_free(w->server);
+    w->server = NULL;
+}
+
+void worker_close(struct worker *w)
+{
+    worker_stop_serving(w);
+    if (w->rpc != NULL)
+        rpc_stop(w->rpc);
+    if (w->transfer != NULL)
+        transfer_stop(w->transfer);
+    model_free(w->model);
+    slab_free(w->pages);
+    slab_free(w->slots);
+    mailbox_free(w->engine, NULL);
+    if (w->base != NULL)
+        event_base_free(w->base);
+    metrics_free(w->metrics);
+}
+
+/* ---- identity ---- */
+
+void worker_identity(const struct worker *w, Baton__V1__Identity *out)
+{
+    baton__v1__identity__init(out);
+    out->role = (char *)w->role;
+    out->incarnation = w->incarnation;
+    out->protocol = WORKER_PROTOCOL;
+    out->has_model_fingerprint = out->has_geometry_fingerprint = true;
+    out->model_fingerprint = model_fingerprint(w->model);
+    out->geometry_fingerprint = kv_geometry_fingerprint(w->geometry);
+    out->model_path = (char *)w->opt.model_path;
+    out->has_vocab_size = out->has_context_length = true;
+    out->vocab_size = (uint32_t)model_get_config(w->model)->vocab_size;
+    out->context_length = (uint64_t)w->context_length;
+    out->backend = (char *)model_backend_name(w->model);
+}
+
+enum status_code worker_check_peer(const struct worker *w, const Baton__V1__Identity *peer,
+                                   struct status *st)
+{
+    uint64_t model = model_fingerprint(w->model), kv = kv_geometry_fingerprint(w->geometry);
+    const char *path = peer->model_path != NULL ? peer->model_path : "?";
+
+    if (peer->protocol != WORKER_PROTOCOL)
+        return status_set(st, ST_INVALID,
+                          "%s worker speaks protocol %u, this %s worker %d: run the "
+                          "same version on both",
+                          peer->role, peer->protocol, w->role, WORKER_PROTOCOL);
+    if (peer->geometry_fingerprint != kv)
+        return status_set(
+            st, ST_INVALID,
+            "KV layouts differ: %s worker has %016" PRIx64 " (%s), this %s worker %016" PRIx64
+            " (%s); run the same checkpoint and version on both",
+            peer->role, peer->geometry_fingerprint, path, w->role, kv, w->opt.model_path);
+    if (peer->model_fingerprint != model)
+        return status_set(
+            st, ST_INVALID,
+            "checkpoints differ: %s worker has fingerprint %016" PRIx64
+            " (%s), this %s worker %016" PRIx64 " (%s); run the same checkpoint on both",
+            peer->role, peer->model_fingerprint, path, w->role, model, w->opt.model_path);
+    if (peer->backend != NULL && strcmp(peer->backend, model_backend_name(w->model)) != 0)
+        log_warn("%s worker computes with %s, this one with %s: answers are valid, but their bits "
+                 "are not "
+                 "reproducible from one process",
+                 peer->role, peer->backend, model_backend_name(w->model));
+    return status_ok(st);
+}

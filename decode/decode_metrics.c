@@ -1,0 +1,75 @@
+#include "decode/decode_metrics.h"
+
+#include <stdio.h>
+
+enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *r, struct status *st)
+{
+    char label[48];
+
+    m->requests = metrics_counter(r, "baton_decode_requests_total", "Requests submitted.", NULL);
+    for (int i = 0; i < ST_N_CODES; i++) {
+        snprintf(label, sizeof(label), "code=\"%s\"", status_name((enum status_code)i));
+        m->ended[i] =
+            metrics_counter(r, "baton_decode_ended_total", "Requests ended, by how.", label);
+    }
+    m->tokens = metrics_counter(r, "baton_decode_tokens_total", "Tokens sent to routers.", NULL);
+    m->step_seconds = metrics_histogram(r, "baton_decode_step_seconds", "Time of one decode step.",
+                                        NULL, metrics_step_bounds, METRICS_N_STEP);
+    m->retractions = metrics_counter(r, "baton_decode_retractions_total",
+                                     "Requests put back for want of KV pages.", NULL);
+    m->checksums =
+        metrics_counter(r, "baton_kv_checksums_total", "Checksums of arrived KV compared.", NULL);
+    m->mismatches = metrics_counter(r, "baton_kv_checksum_mismatches_total",
+                                    "Handoffs whose KV did not match its checksums.", NULL);
+    m->running = metrics_gauge(r, "baton_decode_running_requests", "Requests in the batch.", NULL);
+    m->waiting =
+        metrics_gauge(r, "baton_decode_waiting_requests", "Requests that wait for pages.", NULL);
+    m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
+    m->pages_quarantined = metrics_gauge(r, "baton_kv_pages_quarantined",
+                                         "KV pages that a lost peer may still write.", NULL);
+    m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
+    return status_ok(st);
+}
+
+void decode_metrics_request(struct decode_metrics *m)
+{
+    metric_add(m->requests, 1);
+}
+
+void decode_metrics_end(struct decode_metrics *m, enum status_code how)
+{
+    metric_add(m->ended[how], 1);
+}
+
+void decode_metrics_token(struct decode_metrics *m)
+{
+    metric_add(m->tokens, 1);
+}
+
+void decode_metrics_step(struct decode_metrics *m, int batch, uint64_t elapsed_us)
+{
+    (void)batch;
+    metric_observe(m->step_seconds, (double)elapsed_us * 1e-6);
+}
+
+void decode_metrics_retract(struct decode_metrics *m)
+{
+    metric_add(m->retractions, 1);
+}
+
+void decode_metrics_verified(struct decode_metrics *m, enum status_code how, uint32_t n_groups)
+{
+    metric_add(m->checksums, n_groups);
+    if (how != ST_OK)
+        metric_add(m->mismatches, 1);
+}
+
+void decode_metrics_gauges(struct decode_metrics *m, const struct slab *pages,
+                           const struct slab *slots, uint32_t n_running, uint32_t n_waiting)
+{
+    metric_set(m->running, n_running);
+    metric_set(m->waiting, n_waiting);
+    metric_set(m->pages_free, slab_n_free(pages));
+    metric_set(m->pages_quarantined, slab_n_quarantined(pages));
+    metric_set(m->slots_free, slab_n_free(slots));
+}

@@ -1,0 +1,369 @@
+#include "decode/handoffs.h"
+
+#include <stdlib.h>
+
+#include "common/base/log.h"
+#include "common/worker/handoff.h"
+#include "common/worker/worker.h"
+#include "decode/messages.h"
+
+struct handoffs {
+    struct worker *w;
+    struct handoff_events events;
+    struct prefill_workers *workers;
+    struct request *requests; /* the loop's list, borrowed while a session event is handled */
+};
+
+/* ---- to the prefill worker ---- */
+
+static void fill_sampling(const struct request *r, Baton__V1__Sampling *m)
+{
+    baton__v1__sampling__init(m);
+    m->has_temperature = m->has_top_p = m->has_top_k = m->has_min_p = m->has_seed = true;
+    m->temperature = r->sampling.temperature;
+    m->top_p = r->sampling.top_p;
+    m->top_k = r->sampling.top_k;
+    m->min_p = r->sampling.min_p;
+    m->seed = r->sampling.seed;
+}
+
+static enum status_code submit(struct request *r, struct status *st)
+{
+    Baton__V1__PrefillRequest m = BATON__V1__PREFILL_REQUEST__INIT;
+    Baton__V1__PrefillSubmit s = BATON__V1__PREFILL_SUBMIT__INIT;
+    Baton__V1__Sampling sampling;
+
+    fill_sampling(r, &sampling);
+    s.request_id = r->seq;
+    s.n_token_ids = r->n_tokens;
+    s.token_ids = r->tokens;
+    s.sampling = &sampling;
+    s.n_pages = r->n_pages;
+    s.pages = r->pages;
+    s.slot = r->slot;
+    s.rid = r->rid;
+    m.submit = &s;
+    return prefill_worker_send(r->prefill, &m, st);
+}
+
+/* One of the three messages that name nothing but the request. */
+static void tell(struct request *r, const char *what)
+{
+    Baton__V1__PrefillRequest m = BATON__V1__PREFILL_REQUEST__INIT;
+    Baton__V1__PrefillCancel cancel = BATON__V1__PREFILL_CANCEL__INIT;
+    Baton__V1__PrefillResend resend = BATON__V1__PREFILL_RESEND__INIT;
+    Baton__V1__PrefillRelease release = BATON__V1__PREFILL_RELEASE__INIT;
+    struct status st;
+
+    cancel.request_id = resend.request_id = release.request_id = r->seq;
+    if (what[0] == 'c')
+        m.cancel = &cancel;
+    else if (what[2] == 's')
+        m.resend = &resend;
+    else
+        m.release = &release;
+    /* When it cannot be sent the session is over, and its closed message settles the request. */
+    if (prefill_worker_send(r->prefill, &m, &st) != ST_OK)
+        log_debug("%s: %s not sent: %s", r->rid, what, st.msg);
+}
+
+static void try_next(struct handoffs *h, struct request *r, const struct status *why);
+
+static void submit_now(struct handoffs *h, struct request *r)
+{
+    struct status st;
+
+    if (submit(r, &st) != ST_OK) {
+        try_next(h, r, &st);
+        return;
+    }
+    request_enter(r, REQ_RECEIVING, prefill_worker_address(r->prefill));
+}
+
+void handoffs_start(struct handoffs *h, struct request *r)
+{
+    struct status st;
+
+    r->prefill = NULL;
+    if (r->prefill_idx >= r->n_prefills)
+        h->events.failed(h->events.arg, r, &r->last_error);
+    else if (prefill_workers_get(h->workers, r->prefills[r->prefill_idx], &r->prefill, &st) !=
+             ST_OK)
+        try_next(h, r, &st);
+    else if (prefill_worker_state(r->prefill) == PREFILL_READY)
+        submit_now(h, r);
+}
+
+/* r is ASKING: its present prefill worker will not do. */
+static void try_next(struct handoffs *h, struct request *r, const struct status *why)
+{
+    r->last_error = *why;
+    r->prefill_idx++;
+    if (r->prefill_idx < r->n_prefills)
+        log_warn("%s: trying the next prefill worker: %s", r->rid, why->msg);
+    handoffs_start(h, r);
+}
+
+/* ---- the end of a request that is under way ---- */
+
+bool handoffs_abandon(struct handoffs *h, struct request *r, const char *why)
+{
+    (void)h;
+    switch (r->state) {
+    case REQ_RECEIVING:
+        r->peer_may_write = true;
+        request_enter(r, REQ_DRAINING, why);
+        tell(r, "cancel");
+        return false;
+    case REQ_VERIFYING: /* the peer has stopped writing; our own thread may still read */
+        tell(r, "release");
+        if (!r->verifying)
+            return true;
+        request_enter(r, REQ_DRAINING, why);
+        return false;
+    default:
+        return true;
+    }
+}
+
+static void check_drained(struct handoffs *h, struct request *r)
+{
+    if (!r->peer_may_write && !r->verifying)
+        h->events.drained(h->events.arg, r);
+}
+
+/* ---- from the prefill worker ---- */
+
+static void on_verified(void *arg, const struct transfer_result *result);
+
+struct verify_job {
+    struct mailbox *engine;
+    struct request *request;
+};
+
+static enum status_code start_verify(struct handoffs *h, struct request *r, struct status *st)
+{
+    struct handoff_units units = {r->pages, r->pages, r->slot, r->slot};
+    struct verify_job *job = malloc(sizeof(*job));
+    struct handoff_list list = {0};
+
+    if (job == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory to verify checksums");
+    *job = (struct verify_job){h->w->engine, r};
+    if (handoff_list_init(&list, h->w->geometry, &units, r->n_tokens, 0, kv_pages_for(r->n_tokens),
+                          true, st) != ST_OK ||
+        transfer_verify(h->w->transfer, list.pieces, list.n_pieces, r->crc, r->n_crc, on_verified,
+                        job, st) != ST_OK)
+        free(job);
+    else
+        r->verifying = true;
+    handoff_list_deinit(&list);
+    return st->code;
+}
+
+static void on_verified(void *arg, const struct transfer_result *result)
+{
+    struct verify_job *job = arg;
+    struct msg_verified *m = malloc(sizeof(*m));
+
+    if (m == NULL)
+        abort();
+    *m = (struct msg_verified){
+        .base.type = DM_VERIFIED,
+        .request = job->request,
+        .status = result->status,
+        .n_groups = result->n_groups,
+    };
+    mailbox_push(job->engine, &m->base);
+    free(job);
+}
+
+static void on_done(struct handoffs *h, struct request *r, const Baton__V1__PrefillDone *m)
+{
+    struct status st;
+
+    if (r->state == REQ_DRAINING)
+        return; /* done and our cancel crossed: stopped still follows */
+    if (r->state != REQ_RECEIVING) {
+        log_error("%s: %s sent done twice", r->rid, prefill_worker_address(r->prefill));
+        return;
+    }
+    if (request_keep_done(r, m, &st) != ST_OK || start_verify(h, r, &st) != ST_OK) {
+        h->events.failed(h->events.arg, r, &st);
+        return;
+    }
+    request_enter(r, REQ_VERIFYING, "all bytes written");
+}
+
+static bool worth_another(enum status_code code)
+{
+    return code != ST_INVALID; /* the request itself is wrong: no other worker would take it */
+}
+
+static void on_stopped(struct handoffs *h, struct request *r, const Baton__V1__PrefillStopped *m)
+{
+    struct status why;
+
+    status_set(&why, m->error != NULL ? (enum status_code)m->error->code : ST_CANCELLED,
+               "prefill worker %s: %s", prefill_worker_address(r->prefill),
+               m->error != NULL ? m->error->message : "stopped");
+    if (why.code == ST_OK || why.code >= ST_N_CODES)
+        why.code = ST_INTERNAL;
+    if (r->state == REQ_DRAINING) {
+        r->peer_may_write = false;
+        check_drained(h, r);
+    } else if (r->state == REQ_RECEIVING && worth_another(why.code)) {
+        /* It stopped, so the units stay ours: the next one may write them. */
+        request_enter(r, REQ_WAITING, why.msg);
+        request_enter(r, REQ_ASKING, "units kept");
+        try_next(h, r, &why);
+    } else if (r->state == REQ_RECEIVING) {
+        r->peer_may_write = false;
+        request_enter(r, REQ_WAITING, why.msg); /* nothing is written: no draining */
+        h->events.failed(h->events.arg, r, &why);
+    }
+}
+
+static struct request *find(struct request *requests, const struct prefill_worker *p, uint64_t seq)
+{
+    for (struct request *r = requests; r != NULL; r = r->next)
+        if (r->seq == seq && r->prefill == p && r->state != REQ_DONE)
+            return r;
+    return NULL;
+}
+
+void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V1__PrefillReply *m,
+                    struct request *requests)
+{
+    struct request *r;
+
+    h->requests = requests;
+    if (m->hello != NULL)
+        prefill_worker_hello(h->workers, p, m->hello);
+    if (m->done != NULL && (r = find(requests, p, m->done->request_id)) != NULL)
+        on_done(h, r, m->done);
+    if (m->stopped != NULL && (r = find(requests, p, m->stopped->request_id)) != NULL)
+        on_stopped(h, r, m->stopped);
+    h->requests = NULL;
+}
+
+void handoffs_verified(struct handoffs *h, struct request *r, const struct status *result,
+                       uint32_t n_groups)
+{
+    r->verifying = false;
+    if (r->state == REQ_DRAINING) {
+        check_drained(h, r);
+        return;
+    }
+    if (result->code == ST_OK) {
+        r->stats.has_checksums_verified = true;
+        r->stats.checksums_verified = n_groups;
+        tell(r, "release");
+        h->events.arrived(h->events.arg, r);
+        return;
+    }
+    log_error("%s: KV from prefill worker %s over %s: %s", r->rid,
+              prefill_worker_address(r->prefill), r->transport, result->msg);
+    if (r->resent || prefill_worker_state(r->prefill) != PREFILL_READY) {
+        h->events.failed(h->events.arg, r, result);
+        return;
+    }
+    r->resent = true;
+    request_enter(r, REQ_RECEIVING, "checksums differ");
+    tell(r, "resend");
+}
+
+/* ---- sessions ---- */
+
+static void on_ready(void *arg, struct prefill_worker *p)
+{
+    struct handoffs *h = arg;
+
+    for (struct request *r = h->requests; r != NULL; r = r->next)
+        if (r->state == REQ_ASKING && r->prefill == p)
+            submit_now(h, r);
+}
+
+/* The session is over while r was under way on it. */
+static void lost_one(struct handoffs *h, struct request *r, struct prefill_worker *p,
+                     const struct status *why)
+{
+    if (r->state == REQ_ASKING) {
+        try_next(h, r, why);
+        return;
+    }
+    if (r->state != REQ_RECEIVING && !(r->state == REQ_DRAINING && r->peer_may_write))
+        return; /* VERIFYING: everything is here already */
+    prefill_worker_quarantine(h->workers, p, r->pages, r->n_pages, r->slot);
+    r->has_units = false;
+    r->n_pages = 0;
+    if (r->state == REQ_DRAINING) {
+        r->peer_may_write = false;
+        check_drained(h, r);
+        return;
+    }
+    request_enter(r, REQ_WAITING, why->msg);
+    r->last_error = *why;
+    if (++r->prefill_idx >= r->n_prefills)
+        h->events.failed(h->events.arg, r, why);
+}
+
+static void on_lost(void *arg, struct prefill_worker *p, const struct status *why)
+{
+    struct handoffs *h = arg;
+
+    for (struct request *r = h->requests; r != NULL; r = r->next)
+        if (r->prefill == p)
+            lost_one(h, r, p, why);
+}
+
+void handoffs_closed(struct handoffs *h, struct session_link *link, const struct status *why,
+                     struct request *requests)
+{
+    h->requests = requests;
+    prefill_worker_closed(h->workers, link, why);
+    h->requests = NULL;
+}
+
+/* ---- start and end ---- */
+
+enum status_code handoffs_new(struct worker *w, const struct handoff_events *events,
+                              struct handoffs **out, struct status *st)
+{
+    struct handoffs *h = calloc(1, sizeof(*h));
+    struct prefill_worker_events mine = {on_ready, on_lost, h};
+
+    if (h == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for handoffs");
+    h->w = w;
+    h->events = *events;
+    if (prefill_workers_new(w, &mine, &h->workers, st) != ST_OK) {
+        free(h);
+        return st->code;
+    }
+    *out = h;
+    return status_ok(st);
+}
+
+void handoffs_free(struct handoffs *h)
+{
+    if (h == NULL)
+        return;
+    prefill_workers_free(h->workers);
+    free(h);
+}
+
+void handoffs_tick(struct handoffs *h)
+{
+    prefill_workers_tick(h->workers);
+}
+
+void handoffs_close(struct handoffs *h)
+{
+    prefill_workers_close(h->workers);
+}
+
+bool handoffs_closed_all(const struct handoffs *h)
+{
+    return prefill_workers_all_closed(h->workers);
+}

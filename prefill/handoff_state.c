@@ -1,0 +1,94 @@
+#include "prefill/handoff_state.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/kv/geometry.h"
+#include "common/worker/sampling.h"
+
+static const char *const names[HANDOFF_N_STATES] = {"waiting", "computing", "flushing",
+                                                    "sent",    "stopping",  "gone"};
+
+#define TO(s) (1u << (s))
+static const uint32_t next_states[HANDOFF_N_STATES] = {
+    [HANDOFF_WAITING] = TO(HANDOFF_COMPUTING) | TO(HANDOFF_GONE),
+    [HANDOFF_COMPUTING] = TO(HANDOFF_FLUSHING) | TO(HANDOFF_STOPPING),
+    [HANDOFF_FLUSHING] = TO(HANDOFF_SENT) | TO(HANDOFF_STOPPING),
+    [HANDOFF_SENT] = TO(HANDOFF_FLUSHING) | TO(HANDOFF_GONE),
+    [HANDOFF_STOPPING] = TO(HANDOFF_GONE),
+};
+
+void handoff_enter(struct handoff *h, enum handoff_state next, const char *why)
+{
+    assert(next_states[h->state] & TO(next));
+    log_debug("%s: handoff %s -> %s, %s", h->rid, names[h->state], names[next], why);
+    h->state = next;
+}
+
+static enum status_code check(const Baton__V1__PrefillSubmit *m, struct status *st)
+{
+    size_t pages = kv_pages_for(m->n_token_ids);
+
+    if (m->n_token_ids == 0)
+        return status_set(st, ST_INVALID, "a prompt without tokens");
+    if (m->n_token_ids > INT32_MAX)
+        return status_set(st, ST_INVALID, "a prompt of %zu tokens", m->n_token_ids);
+    if (m->n_pages != pages)
+        return status_set(st, ST_INVALID, "%zu pages were named for %zu tokens, which need %zu",
+                          m->n_pages, m->n_token_ids, pages);
+    if (m->n_pages_present > m->n_token_ids / KV_PAGE_TOKENS)
+        return status_set(st, ST_INVALID, "%u pages present of %zu full ones", m->n_pages_present,
+                          m->n_token_ids / KV_PAGE_TOKENS);
+    return status_ok(st);
+}
+
+enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_peer *peer,
+                             struct handoff **out, struct status *st)
+{
+    struct handoff *h;
+
+    if (check(m, st) != ST_OK)
+        return st->code;
+    h = calloc(1, sizeof(*h));
+    if (h == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for a handoff");
+    h->n_tokens = (uint32_t)m->n_token_ids;
+    h->n_pages = (uint32_t)m->n_pages;
+    h->n_present = m->n_pages_present;
+    h->n_pages_sent = h->n_present;
+    h->tokens = malloc(h->n_tokens * sizeof(*h->tokens));
+    h->remote_pages = malloc(h->n_pages * sizeof(*h->remote_pages));
+    h->pages = malloc(h->n_pages * sizeof(*h->pages));
+    h->crc = calloc(h->n_pages + 1, sizeof(*h->crc));
+    h->peer = peer;
+    peer->n_handoffs++;
+    if (h->tokens == NULL || h->remote_pages == NULL || h->pages == NULL || h->crc == NULL) {
+        handoff_free(h);
+        return status_set(st, ST_EXHAUSTED, "no memory for a prompt of %zu tokens", m->n_token_ids);
+    }
+    memcpy(h->tokens, m->token_ids, h->n_tokens * sizeof(*h->tokens));
+    memcpy(h->remote_pages, m->pages, h->n_pages * sizeof(*h->remote_pages));
+    h->id = m->request_id;
+    h->remote_slot = m->slot;
+    h->sampling = sampling_from_message(m->sampling);
+    h->queued_us = clock_now_us();
+    snprintf(h->rid, sizeof(h->rid), "%s", m->rid != NULL ? m->rid : "-");
+    *out = h;
+    return status_ok(st);
+}
+
+void handoff_free(struct handoff *h)
+{
+    if (h == NULL)
+        return;
+    h->peer->n_handoffs--;
+    free(h->tokens);
+    free(h->remote_pages);
+    free(h->pages);
+    free(h->crc);
+    free(h);
+}

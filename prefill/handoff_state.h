@@ -1,0 +1,80 @@
+/*
+ * handoff: one request on the prefill side, from its prompt to the last byte in the decode worker's
+ * memory, and the peer (decode worker) it belongs to.
+ *
+ *   WAITING ─▶ COMPUTING ─▶ FLUSHING ─▶ SENT ─▶ GONE      SENT ─▶ FLUSHING: resend asked for
+ *      │           │            │         │       ▲
+ *      │           └─▶ STOPPING ◀┘        │       │        STOPPING: cancelled, failed or peer
+ * lost; └──────────────────┬───────────────┘───────┘        ends when no transfer reads our pages
+ *
+ * Owns      its tokens, page lists and checksums; its pages and slot from COMPUTING to GONE.
+ * Threads   engine only.
+ */
+#ifndef BATON_PREFILL_HANDOFF_STATE_H
+#define BATON_PREFILL_HANDOFF_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "baton/v1/prefill.pb-c.h"
+#include "common/model/sampler.h"
+#include "common/transfer/transfer.h"
+#include "prefill/messages.h"
+
+enum handoff_state {
+    HANDOFF_WAITING,   /* for pages and its turn */
+    HANDOFF_COMPUTING, /* chunks run; finished pages are on their way */
+    HANDOFF_FLUSHING,  /* all computed; the last transfers run */
+    HANDOFF_SENT,      /* the peer was told; it may ask for a resend */
+    HANDOFF_STOPPING,  /* no longer wanted; transfers that read our pages end */
+    HANDOFF_GONE,
+    HANDOFF_N_STATES
+};
+
+/* A decode worker with a session. */
+struct prefill_peer {
+    struct prefill_link *link;      /* lives as long as the peer */
+    bool session_closed;            /* link->session is gone */
+    struct transfer_peer *transfer; /* NULL before hello and after the close began */
+    char name[96];
+    uint32_t n_handoffs;   /* that point here */
+    bool transfer_closing; /* PM_PEER_GONE is still to come */
+};
+
+struct handoff {
+    struct handoff *next; /* in the loop's list, oldest first */
+    enum handoff_state state;
+    struct prefill_peer *peer;
+    uint64_t id; /* the peer's */
+    char rid[64];
+    int32_t *tokens; /* [n_tokens] */
+    uint32_t n_tokens, n_computed;
+    struct sampling_params sampling;
+    uint32_t *remote_pages;      /* [n_pages] */
+    uint32_t *pages;             /* [n_pages], ours while has_units */
+    uint32_t n_pages, n_present; /* the first n_present are not sent */
+    uint32_t n_pages_sent;       /* logical pages posted or present */
+    uint32_t slot, remote_slot;
+    bool has_units;
+    uint32_t n_puts;     /* transfers that run now */
+    uint32_t *crc;       /* [n_pages - n_present + 1] */
+    struct status error; /* why STOPPING; ST_CANCELLED when the peer asked */
+    int32_t first_token;
+    uint64_t kv_bytes, queued_us, start_us, compute_us, transfer_us;
+    uint32_t n_resends;
+};
+
+/** Moves to the next state; asserts that the move is legal. */
+void handoff_enter(struct handoff *h, enum handoff_state next, const char *why);
+
+/**
+ * Makes a handoff of a submit message.
+ * @return ST_OK; ST_INVALID when the message contradicts itself; ST_EXHAUSTED
+ */
+enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_peer *peer,
+                             struct handoff **out, struct status *st);
+
+/** Frees the struct (not its units) and lets go of the peer. */
+void handoff_free(struct handoff *h);
+
+#endif

@@ -1,0 +1,74 @@
+#include "prefill/kv_sender.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/worker/handoff.h"
+
+/* What a completion needs to find its way home. */
+struct put {
+    struct mailbox *engine;
+    struct handoff *handoff;
+    uint32_t first_group;
+};
+
+static void on_done(void *arg, const struct transfer_result *r)
+{
+    struct put *put = arg;
+    size_t crc_bytes = r->n_groups * sizeof(uint32_t);
+    struct msg_put_done *m = malloc(sizeof(*m) + crc_bytes);
+
+    if (m == NULL)
+        abort(); /* the handoff's pages would stay taken for ever */
+    *m = (struct msg_put_done){
+        .base.type = PM_PUT_DONE,
+        .handoff = put->handoff,
+        .status = r->status,
+        .bytes = r->bytes,
+        .elapsed_us = r->elapsed_us,
+        .first_group = put->first_group,
+        .n_groups = r->n_groups,
+    };
+    if (crc_bytes > 0)
+        memcpy(m->crc, r->crc, crc_bytes);
+    mailbox_push(put->engine, &m->base);
+    free(put);
+}
+
+enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, uint32_t end_page,
+                                bool last, struct mailbox *engine, struct status *st)
+{
+    struct handoff_units units = {h->pages, h->remote_pages, h->slot, h->remote_slot};
+    struct handoff_list list = {0};
+    struct put *put = NULL;
+
+    if (h->peer->transfer == NULL)
+        return status_set(st, ST_UNAVAILABLE, "decode worker %s is gone", h->peer->name);
+    if (end_page <= h->n_pages_sent && !last)
+        return status_ok(st);
+    if (handoff_list_init(&list, g, &units, h->n_tokens, h->n_pages_sent, end_page, last, st) !=
+        ST_OK)
+        goto done;
+    put = malloc(sizeof(*put));
+    if (put == NULL) {
+        status_set(st, ST_EXHAUSTED, "no memory for a transfer");
+        goto done;
+    }
+    *put = (struct put){engine, h, h->n_pages_sent - h->n_present};
+    if (transfer_put(h->peer->transfer, h->id, list.pieces, list.n_pieces, list.n_groups, on_done,
+                     put, st) != ST_OK)
+        goto done;
+    put = NULL; /* the completion's */
+    h->n_puts++;
+    h->n_pages_sent = end_page;
+done:
+    free(put);
+    handoff_list_deinit(&list);
+    return st->code;
+}
+
+void kv_sender_cancel(struct handoff *h)
+{
+    if (h->n_puts > 0 && h->peer->transfer != NULL)
+        transfer_cancel(h->peer->transfer, h->id);
+}

@@ -1,0 +1,23 @@
+/*
+ * kv_sender: posts a handoff's finished pages to its decode worker.
+ *
+ * Threads   engine. Completions arrive as PM_PUT_DONE in the mailbox.
+ */
+#ifndef BATON_PREFILL_KV_SENDER_H
+#define BATON_PREFILL_KV_SENDER_H
+
+#include "common/kv/geometry.h"
+#include "prefill/handoff_state.h"
+
+/**
+ * Posts logical pages [h->n_pages_sent, end_page) and, when last, the state slot: one transfer.
+ * Nothing to send is fine.
+ * @return ST_OK; ST_UNAVAILABLE when the peer is lost; ST_EXHAUSTED
+ */
+enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, uint32_t end_page,
+                                bool last, struct mailbox *engine, struct status *st);
+
+/** Asks the running transfers of h to end early; each still completes. */
+void kv_sender_cancel(struct handoff *h);
+
+#endif

@@ -1,0 +1,56 @@
+#include "prefill/prefill_metrics.h"
+
+#include <stdio.h>
+
+enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics *r,
+                                      struct status *st)
+{
+    char label[48];
+
+    m->requests = metrics_counter(r, "baton_prefill_requests_total", "Handoffs asked for.", NULL);
+    for (int i = 0; i < ST_N_CODES; i++) {
+        snprintf(label, sizeof(label), "code=\"%s\"", status_name((enum status_code)i));
+        m->ended[i] =
+            metrics_counter(r, "baton_prefill_ended_total", "Handoffs ended, by how.", label);
+    }
+    m->prompt_tokens =
+        metrics_counter(r, "baton_prefill_prompt_tokens_total", "Prompt tokens computed.", NULL);
+    m->chunk_seconds = metrics_histogram(r, "baton_prefill_chunk_seconds", "Time of one chunk.",
+                                         NULL, metrics_step_bounds, METRICS_N_STEP);
+    m->kv_bytes =
+        metrics_counter(r, "baton_kv_sent_bytes_total", "KV bytes written to peers.", NULL);
+    m->put_seconds = metrics_histogram(r, "baton_kv_put_seconds", "Time of one transfer to a peer.",
+                                       NULL, metrics_step_bounds, METRICS_N_STEP);
+    m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
+    m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
+    return status_ok(st);
+}
+
+void prefill_metrics_request(struct prefill_metrics *m)
+{
+    metric_add(m->requests, 1);
+}
+
+void prefill_metrics_end(struct prefill_metrics *m, enum status_code how)
+{
+    metric_add(m->ended[how], 1);
+}
+
+void prefill_metrics_chunk(struct prefill_metrics *m, uint32_t n_tokens, uint64_t elapsed_us)
+{
+    metric_add(m->prompt_tokens, n_tokens);
+    metric_observe(m->chunk_seconds, (double)elapsed_us * 1e-6);
+}
+
+void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t elapsed_us)
+{
+    metric_add(m->kv_bytes, (double)bytes);
+    metric_observe(m->put_seconds, (double)elapsed_us * 1e-6);
+}
+
+void prefill_metrics_gauges(struct prefill_metrics *m, const struct slab *pages,
+                            const struct slab *slots)
+{
+    metric_set(m->pages_free, slab_n_free(pages));
+    metric_set(m->slots_free, slab_n_free(slots));
+}

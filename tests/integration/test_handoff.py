@@ -1,0 +1,105 @@
+"""Tokens from P and D are those of one process, over shared memory and over TCP between two namespaces."""
+import json
+import os
+import subprocess
+
+import pytest
+
+from conftest import ROOT, Process, json_lines, metric, run_baton, wait_until, http_get, free_port
+
+LENGTHS = [1, 127, 128, 129, 255, 256, 257, 1000, 5000]
+NEW = 12
+
+
+def ids_of_length(n, vocab=120000):
+    """Token ids of a raw prompt; deterministic, all different from the special ones."""
+    return [(i * 7919 + 13) % vocab + 3 for i in range(n)]
+
+
+def one_process(model, ids, tmp_path):
+    f = tmp_path / "tokens"
+    f.write_text(",".join(map(str, ids)))
+    out = run_baton("logits", "--model-path", model, "--tokens-file", f, "--greedy", NEW, "--chunk-size", 512)
+    return json.loads(out)["greedy"]
+
+
+def through_workers(decode, prefill, ids):
+    """baton generate: one request straight to a decode worker, as a router would send it."""
+    out = json_lines("generate", [{"ids": ids, "max_new_tokens": NEW, "temperature": 0, "ignore_eos": True}],
+                     "--decode", decode, "--prefill", prefill)[0]
+    assert "ids" in out, out
+    return out
+
+
+def check_all(model, decode, prefill, tmp_path, transport):
+    for n in LENGTHS:
+        ids = ids_of_length(n)
+        got = through_workers(decode, prefill, ids)
+        assert got["ids"] == one_process(model, ids, tmp_path), f"prompt of {n} tokens"
+        assert got["stats"]["transport"].startswith(transport), got["stats"]
+        assert got["stats"]["checksums_verified"] == (n + 255) // 256 + 1
+
+
+def test_one_host_over_shared_memory(demo_model, tmp_path):
+    ports = free_port(), free_port()
+    workers = [Process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
+                              "--kv-transport", "shm"], tmp_path / f"{role}.log")
+               for role, port in zip(("prefill", "decode"), ports)]
+    for w, port in zip(workers, ports):
+        wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
+    check_all(demo_model, f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", tmp_path, "shm")
+    for w in workers:
+        assert w.stop() == 0
+
+
+#   namespace baton-p: 10.77.0.1  ──veth──  10.77.0.2 :namespace baton-d
+@pytest.fixture
+def namespaces():
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    tag = f"b{os.getpid() % 100000}"
+    p, d = tag + "p", tag + "d"
+    ip = lambda *a: subprocess.run(["ip", *a], check=True, capture_output=True, text=True)
+    try:
+        ip("netns", "add", p)
+    except (OSError, subprocess.CalledProcessError) as e:
+        pytest.skip(f"no network namespaces here: {getattr(e, 'stderr', e)}")
+    try:
+        ip("netns", "add", d)
+        ip("link", "add", p, "netns", p, "type", "veth", "peer", "name", d, "netns", d)
+        for ns, addr in ((p, "10.77.0.1/24"), (d, "10.77.0.2/24")):
+            ip("-n", ns, "addr", "add", addr, "dev", ns)
+            ip("-n", ns, "link", "set", "lo", "up")
+            ip("-n", ns, "link", "set", ns, "up")
+        yield p, d
+    finally:
+        for ns in (p, d):
+            subprocess.run(["ip", "netns", "del", ns], capture_output=True)
+
+
+def inside(ns, url):
+    r = subprocess.run(["ip", "netns", "exec", ns, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url],
+                       capture_output=True, text=True)
+    return r.stdout == "200"
+
+
+def test_two_namespaces_over_tcp(demo_model, tmp_path, namespaces):
+    p, d = namespaces
+    prefill = Process("prefill", ["--model-path", demo_model, "--port", 30000, "--kv-transport", "tcp"],
+                      tmp_path / "p.log", prefix=["ip", "netns", "exec", p])
+    decode = Process("decode", ["--model-path", demo_model, "--port", 30001, "--kv-transport", "tcp"],
+                     tmp_path / "d.log", prefix=["ip", "netns", "exec", d])
+    wait_until("prefill", lambda: inside(p, "http://127.0.0.1:31000/ready"))
+    wait_until("decode", lambda: inside(d, "http://127.0.0.1:31001/ready"))
+    lines = "".join(json.dumps({"ids": ids_of_length(n), "max_new_tokens": NEW, "temperature": 0,
+                                "ignore_eos": True}) + "\n" for n in LENGTHS)
+    from conftest import BINARY
+    r = subprocess.run(["ip", "netns", "exec", d, str(BINARY["baton"]), "generate", "--decode",
+                        "127.0.0.1:30001", "--prefill", "10.77.0.1:30000"], input=lines,
+                       capture_output=True, text=True, timeout=600)
+    assert r.returncode == 0, r.stderr
+    for n, line in zip(LENGTHS, r.stdout.splitlines()):
+        got = json.loads(line)
+        assert got["ids"] == one_process(demo_model, ids_of_length(n), tmp_path), f"prompt of {n} tokens"
+        assert got["stats"]["transport"].startswith("tcp"), got["stats"]
+    assert prefill.stop() == 0 and decode.stop() == 0
