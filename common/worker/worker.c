@@ -1,6 +1,7 @@
 #include "common/worker/worker.h"
 
 #include <event2/event.h>
+#include <event2/thread.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -201,6 +202,7 @@ enum status_code worker_open(struct worker *w, struct status *st)
         open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)
         return st->code;
     log_plan(w);
+    evthread_use_pthreads(); /* worker_quit() wakes the loop from the engine thread */
     w->metrics = metrics_new();
     w->base = event_base_new();
     if (w->base == NULL || w->metrics == NULL)

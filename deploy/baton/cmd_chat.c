@@ -143,7 +143,7 @@ static void show_text(const struct json *delta, const char *key, bool *dim)
 /* Prints the members of the path object: "  kv_bytes   1234". */
 static void show_path(const struct json *path)
 {
-    printf("\n\npath of the request:\n");
+    printf("path of the request:\n");
     for (uint32_t i = 0; i < path->len; i++) {
         const struct json *v = &path->members[i].value;
 
