@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
@@ -18,7 +19,8 @@
 #include "common/transfer/tcp_wire.h"
 
 enum {
-    STRANGERS_MAX = 64,       /* connections that have not greeted; more are turned away */
+    STRANGERS_MAX = 64, /* connections that have not greeted; more are turned away */
+    LOG_US = 1000000,
     PAUSE_US = 1000000,       /* without accepting, when descriptors have run out */
     GREETING_US = 5000000,    /* for a greeting to come */
     TURN_BYTES = 1 << 20,     /* of one connection before others have their turn */
@@ -56,6 +58,21 @@ struct tcp_server {
     uint64_t
         resume_us; /* when to accept again after the process ran out of descriptors; 0: accepting */
 };
+
+/* Logs why somebody was refused, at most once a second: whoever connects can cause it. */
+static void refusal(struct tcp_server *s, const char *who, const char *why)
+{
+    uint64_t now = clock_now_us();
+
+    if (s->logged_us + LOG_US > now) {
+        s->n_unlogged++;
+        return;
+    }
+    log_warn("transfer: %s refused: %s (and %u others since the last such line)", who, why,
+             s->n_unlogged);
+    s->logged_us = now;
+    s->n_unlogged = 0;
+}
 
 static void inbound_end(struct inbound *c)
 {
@@ -121,10 +138,10 @@ static bool on_hello(struct inbound *c)
     if (!write_out(c))
         return false;
     if (g.code != TCP_COME_IN) {
-        log_warn("transfer: a sender was turned away: %s",
-                 g.code == TCP_OTHER_VERSION ? "it speaks another version"
-                                             : "its token is not ours (is it using an old "
-                                               "descriptor?)");
+        refusal(c->server, "a sender",
+                g.code == TCP_OTHER_VERSION
+                    ? "it speaks another version"
+                    : "its token is not ours (is it using an old descriptor?)");
         return false;
     }
     c->incarnation = c->hello.incarnation;
@@ -135,7 +152,10 @@ static bool on_hello(struct inbound *c)
 
 static bool bad_frame(const struct inbound *c, const char *why)
 {
-    log_error("transfer: sender %016" PRIx64 ": %s: connection closed", c->incarnation, why);
+    char who[32];
+
+    snprintf(who, sizeof(who), "sender %016" PRIx64, c->incarnation);
+    refusal(c->server, who, why);
     return false;
 }
 
@@ -259,8 +279,7 @@ static void inbound_new(struct tcp_server *s, int fd)
     const int one = 1, idle_s = 1, between_s = 1, count = 3;
 
     if (c == NULL) {
-        log_warn("transfer: a connection was turned away: %u others have not greeted yet",
-                 s->n_strangers);
+        refusal(s, "a connection", "too many others have not greeted yet");
         close(fd);
         return;
     }

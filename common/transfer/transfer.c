@@ -239,6 +239,7 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
                                 struct status *st)
 {
     struct transfer *t = calloc(1, sizeof(*t));
+    struct transport_facts facts;
 
     if (t == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the transfer thread");
@@ -248,7 +249,8 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
         free(t);
         return st->code;
     }
-    if (transport_plan_make(opt, &t->plan, st) != ST_OK ||
+    transport_facts_read(&facts);
+    if (transport_plan_make(opt, &facts, &t->plan, st) != ST_OK ||
         transport_context(&t->plan, &t->context, st) != ST_OK || start_worker(t, st) != ST_OK ||
         start_epoll(t, st) != ST_OK || start_server(t, opt, st) != ST_OK ||
         verifier_start(t, &t->verifier, st) != ST_OK)
@@ -258,8 +260,8 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
         goto fail;
     }
     pthread_setname_np(t->thread, "transfer");
-    log_info("transfer: transports allowed: %s%s%s", t->plan.tls,
-             t->plan.devices[0] != '\0' ? " on " : "", t->plan.devices);
+    log_info("transfer: KV may go by %s%s%s", t->plan.ucx ? t->plan.tls : "",
+             t->plan.ucx && t->plan.sockets ? " or " : "", t->plan.sockets ? "a TCP socket" : "");
     *out = t;
     return status_ok(st);
 fail:

@@ -10,6 +10,15 @@ struct slab_args {
     uint64_t bytes;
 };
 
+static uint64_t total_bytes(const struct transfer *t)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+        sum += t->slabs[i].bytes;
+    return sum;
+}
+
 static enum status_code slab_map(struct transfer *t, void *arg, struct status *st)
 {
     struct slab_args *a = arg;
@@ -32,6 +41,8 @@ static enum status_code slab_map(struct transfer *t, void *arg, struct status *s
     if (s->bytes != 0 || t->peers != NULL)
         return status_set(st, ST_INVALID,
                           "slab %d: slabs are made once each, before the first peer", a->index);
+    if (t->plan.rdma && rdma_memlock_check(&t->plan.report, total_bytes(t) + a->bytes, st) != ST_OK)
+        return status_wrap(st, "slab %d", a->index);
     rc = ucp_mem_map(t->context, &params, &memh);
     if (rc == UCS_OK)
         rc = ucp_mem_query(memh, &attr);
