@@ -14,6 +14,18 @@ void bpe_tables_deinit(struct bpe_tables *t)
     *t = (struct bpe_tables){0};
 }
 
+/* The tables are larger than the nearer caches and are walked in random order: what a later turn
+ * needs is fetched this many turns before. */
+enum { AHEAD = 8 };
+
+static void prefetch_pair(const struct bpe *b, const struct bpe_merge *m)
+{
+    uint64_t hash = bpe_hash(m->left, m->right);
+
+    __builtin_prefetch(&b->pairs[hash >> b->pairs_shift]);
+    __builtin_prefetch(&b->filter[hash >> b->filter_shift]);
+}
+
 static unsigned pair_bits(uint32_t n_merges)
 {
     unsigned bits = 8;
@@ -44,6 +56,8 @@ static enum status_code build_pairs(const struct bpe_merge *merges, uint32_t n, 
         uint64_t key = (uint64_t)merges[rank].left << 20 | merges[rank].right;
         uint64_t hash = bpe_hash(merges[rank].left, merges[rank].right);
         uint64_t i = hash >> b->pairs_shift;
+        if (rank + AHEAD < n)
+            prefetch_pair(b, &merges[rank + AHEAD]);
         while (out->pairs[i] != BPE_PAIR_FREE && out->pairs[i] >> 24 != key)
             i = (i + 1) & b->pairs_mask;
         if (out->pairs[i] != BPE_PAIR_FREE)
@@ -112,6 +126,12 @@ static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *
     for (uint32_t i = 0; i < n_merges + 256; i++) {
         uint32_t id = i < 256 ? b->byte_ids[i] : merges[i - 256].whole;
         const struct bpe_token *t = &b->tokens[id];
+        if (i >= 256 && i + AHEAD < n_merges + 256) {
+            const struct bpe_merge *m = &merges[i - 256 + AHEAD];
+            __builtin_prefetch(&b->tokens[m->left]);
+            __builtin_prefetch(&b->tokens[m->right]);
+            prefetch_pair(b, m);
+        }
         whole[id] = i < 256 || (whole[t->left] && whole[t->right] &&
                                 bpe_stays_apart(b, t->left, t->right, i - 256));
         if (whole[id])

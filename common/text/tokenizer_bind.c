@@ -14,7 +14,7 @@ static bool bind_trie(const struct image *image, enum image_section which, uint3
     size_t n = image->sections[which].bytes / sizeof(**out);
 
     *out = table(image, which, sizeof(**out), n);
-    return *out != NULL && trie_is_sound(*out, n, n_values);
+    return *out != NULL && (image->mapping == NULL || trie_is_sound(*out, n, n_values));
 }
 
 static void note_starts(struct added_pass *p)
@@ -31,6 +31,7 @@ static void note_starts(struct added_pass *p)
     }
 }
 
+/* Asked of a file; what was built here is as bpe_build() makes it. */
 static bool ids_are_sound(const struct bpe *b)
 {
     size_t n_free = 0;
@@ -95,7 +96,8 @@ static bool bind_bpe(struct tokenizer *t)
         b->merged == NULL || b->pairs == NULL || b->filter == NULL ||
         b->offsets[n] != image->sections[IMAGE_BYTES].bytes)
         return false;
-    return ids_are_sound(b) && (!b->linear || bind_trie(image, IMAGE_TRIE, n, &b->trie));
+    return (image->mapping == NULL || ids_are_sound(b)) &&
+           (!b->linear || bind_trie(image, IMAGE_TRIE, n, &b->trie));
 }
 
 enum status_code tokenizer_bind(struct tokenizer *t, struct status *st)

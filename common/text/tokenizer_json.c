@@ -364,8 +364,9 @@ static bool read_added_token(struct reader *r, uint32_t i, const struct json *v)
 
     if (!json_int(json_get(v, "id"), &id) || id < 0 || id >= BPE_MAX_TOKENS)
         return refuse_added(r, i, "id is missing or not a number from 0 to 1048575");
-    if (content == NULL || content->type != JSON_STRING || content->len == 0)
-        return refuse_added(r, i, "content is missing or empty");
+    if (content == NULL || content->type != JSON_STRING || content->len == 0 ||
+        content->len > VOCAB_MAX_STRING)
+        return refuse_added(r, i, "content is missing, empty or longer than a megabyte");
     for (int c = 0; c < 3; c++)
         if (!is_absent(json_get(v, conditions[c])) &&
             !is_bool(json_get(v, conditions[c]), JSON_FALSE)) {
@@ -389,9 +390,9 @@ static bool read_added_token(struct reader *r, uint32_t i, const struct json *v)
             return refuse_added(r, i, "model.vocab gives its id to another string");
     } else {
         t->pos = vocab_put(vocab, content->text, content->len);
-        t->len = content->len;
+        t->len = content->len & 0xFFFFFF;
     }
-    t->flags = (uint8_t)(TOKEN_ADDED | (is_bool(special, JSON_TRUE) ? TOKEN_SPECIAL : 0));
+    t->flags = is_bool(special, JSON_TRUE) ? TOKEN_ADDED | TOKEN_SPECIAL : TOKEN_ADDED;
     t->normalized = normalized->type == JSON_TRUE;
     r->n_added++;
     return true;
@@ -437,7 +438,7 @@ static bool check_complete(struct reader *r)
         return false;
     }
     for (uint32_t id = 0; id < v->n; id++)
-        if (v->tokens[id].pos == SIZE_MAX) {
+        if (v->tokens[id].pos == VOCAB_NOWHERE) {
             status_set(r->st, ST_INVALID,
                        "no token has the id %u: ids with holes are not supported", id);
             return false;
@@ -482,8 +483,7 @@ static bool write_tokens(struct reader *r, struct image *image, struct bpe *b)
     }
     offsets[v->n] = (uint32_t)total;
     for (uint32_t c = 0; c < 256; c++) {
-        uint8_t byte = (uint8_t)c;
-        byte_ids[c] = vocab_find(v, &byte, 1);
+        byte_ids[c] = vocab_find_byte(v, (uint8_t)c);
         if (byte_ids[c] == BPE_NONE) {
             status_set(r->st, ST_INVALID, "model.vocab: no token for the byte 0x%02X", c);
             return false;

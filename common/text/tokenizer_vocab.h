@@ -9,14 +9,19 @@
 #include "common/text/bpe_build.h"
 #include "common/text/tokenizer_scan.h"
 
-/* A token while the file is read; pos SIZE_MAX: no token has this id yet. */
+#define VOCAB_NOWHERE UINT32_MAX
+
+enum { VOCAB_MAX_STRING = 1 << 20 };
+
+/* A token while the file is read; pos VOCAB_NOWHERE: no token has this id yet. Eight bytes: looking
+ * 380,000 strings up waits for memory most of the time. */
 struct vocab_token {
-    size_t pos; /* of its bytes in vocab.bytes */
-    uint32_t len;
-    uint8_t flags;   /* enum token_flag */
-    bool in_vocab;   /* listed in model.vocab */
-    bool byte_level; /* spelled in byte-level characters, so that BPE may make it */
-    bool normalized; /* added tokens: for the second pass */
+    uint32_t pos; /* of its bytes in vocab.bytes */
+    uint32_t len : 24;
+    uint32_t flags : 3;      /* enum token_flag */
+    uint32_t in_vocab : 1;   /* listed in model.vocab */
+    uint32_t byte_level : 1; /* spelled in byte-level characters, so that BPE may make it */
+    uint32_t normalized : 1; /* added tokens: for the second pass */
 };
 
 struct vocab {
@@ -24,7 +29,7 @@ struct vocab {
     size_t n_bytes;
     struct vocab_token *tokens; /* by id */
     uint32_t n, cap;            /* ids below n were seen */
-    uint32_t *index;            /* id + 1 by the hash of the bytes; byte-level strings only */
+    uint64_t *index;            /* byte-level strings by their hash: its upper half | id + 1 */
     uint64_t index_mask;
     struct bpe_merge *merges; /* [n_merges] by rank */
     uint32_t n_merges, merges_cap;
@@ -38,7 +43,7 @@ void vocab_deinit(struct vocab *v);
 struct vocab_token *vocab_at(struct vocab *v, uint32_t id);
 
 /** Appends bytes to v->bytes; returns where they stand. */
-size_t vocab_put(struct vocab *v, const char *bytes, size_t len);
+uint32_t vocab_put(struct vocab *v, const char *bytes, size_t len);
 
 /** The value of model.vocab: {"string": id, ...}. */
 bool vocab_read(struct scan *s, struct vocab *v);
@@ -47,7 +52,7 @@ bool vocab_read(struct scan *s, struct vocab *v);
  * ...]. */
 bool vocab_read_merges(struct scan *s, struct vocab *v);
 
-/** The id of what a byte-level token stands for, or BPE_NONE; after vocab_read(). */
-uint32_t vocab_find(const struct vocab *v, const uint8_t *bytes, size_t len);
+/** The id of the byte-level token of one byte, or BPE_NONE; after vocab_read(). */
+uint32_t vocab_find_byte(const struct vocab *v, uint8_t byte);
 
 #endif

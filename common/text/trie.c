@@ -13,8 +13,15 @@ struct range {
     uint32_t above; /* value of the deepest key that ends at or above this node */
 };
 
+/* A key in sorted order; the head saves most looks at its bytes. */
+struct item {
+    uint64_t head; /* its first eight bytes, zeros behind its end; the first byte on top */
+    const uint8_t *bytes;
+    uint32_t len, value;
+};
+
 struct builder {
-    const struct trie_key *keys;
+    struct item *items;
     uint64_t *slots;
     uint64_t *used;  /* bit per slot */
     uint64_t *based; /* bit per slot: some node's base */
@@ -25,71 +32,84 @@ struct builder {
     size_t n_stack, stack_cap;
 };
 
-static int compare_tails(const void *a, const void *b)
-{
-    const struct trie_key *x = a, *y = b;
-    uint32_t n = x->len < y->len ? x->len : y->len;
-    int order = memcmp(x->bytes, y->bytes, n);
-
-    if (order != 0)
-        return order;
-    return (x->len > y->len) - (x->len < y->len);
-}
-
 static uint64_t first_eight(const struct trie_key *k)
 {
-    uint64_t w = 0;
+    uint8_t head[8] = {0};
 
-    for (uint32_t i = 0; i < 8 && i < k->len; i++)
-        w |= (uint64_t)k->bytes[i] << (56 - 8 * i);
-    return w;
+    if (k->len >= 8)
+        memcpy(head, k->bytes, 8);
+    else
+        for (uint32_t i = 0; i < k->len; i++)
+            head[i] = k->bytes[i];
+    return (uint64_t)head[0] << 56 | (uint64_t)head[1] << 48 | (uint64_t)head[2] << 40 |
+           (uint64_t)head[3] << 32 | (uint64_t)head[4] << 24 | (uint64_t)head[5] << 16 |
+           (uint64_t)head[6] << 8 | head[7];
 }
 
-struct sort_item {
-    uint64_t head;
-    uint32_t idx;
-};
-
-/* Radix sort by the first eight bytes, then each group of equals by comparing. */
-static bool sort_keys(struct trie_key *keys, size_t n)
+static int compare(const void *a, const void *b)
 {
-    struct sort_item *a = malloc((n + 1) * sizeof(*a)), *b = malloc((n + 1) * sizeof(*b)), *swap;
-    struct trie_key *sorted = malloc((n + 1) * sizeof(*sorted));
-    uint32_t count[8][256] = {{0}};
-    bool ok = a != NULL && b != NULL && sorted != NULL;
+    const struct item *x = a, *y = b;
+    int order = memcmp(x->bytes, y->bytes, x->len < y->len ? x->len : y->len);
 
-    for (size_t i = 0; ok && i < n; i++) {
-        a[i] = (struct sort_item){first_eight(&keys[i]), (uint32_t)i};
-        for (int d = 0; d < 8; d++)
-            count[d][a[i].head >> 8 * d & 255]++;
-    }
-    for (int d = 0; ok && d < 8; d++) {
+    return order != 0 ? order : (x->len > y->len) - (x->len < y->len);
+}
+
+/* Radix sort by the heads: sorts *a, with *b to work in; the two may change places. */
+static void sort_heads(struct item **a, struct item **b, size_t n)
+{
+    enum { BITS = 11, PASSES = 6, SIZE = 1 << BITS };
+    uint32_t count[PASSES][SIZE];
+
+    memset(count, 0, sizeof(count));
+    for (size_t i = 0; i < n; i++)
+        for (int pass = 0; pass < PASSES; pass++)
+            count[pass][(*a)[i].head >> BITS * pass & (SIZE - 1)]++;
+    for (int pass = 0; pass < PASSES; pass++) {
+        struct item *from = *a, *to = *b;
         uint32_t at = 0;
-        for (int c = 0; c < 256; c++) {
-            uint32_t k = count[d][c];
-            count[d][c] = at;
+        for (int c = 0; c < SIZE; c++) {
+            uint32_t k = count[pass][c];
+            count[pass][c] = at;
             at += k;
         }
         for (size_t i = 0; i < n; i++)
-            b[count[d][a[i].head >> 8 * d & 255]++] = a[i];
-        swap = a;
-        a = b;
-        b = swap;
+            to[count[pass][from[i].head >> BITS * pass & (SIZE - 1)]++] = from[i];
+        *a = to;
+        *b = from;
     }
-    for (size_t i = 0; ok && i < n; i++)
-        sorted[i] = keys[a[i].idx];
-    for (size_t i = 0, end; ok && i < n; i = end) {
+}
+
+/* The keys in the order of their bytes: by their heads, then each group of equals by comparing. */
+static enum status_code sort_keys(const struct trie_key *keys, size_t n, struct item **out,
+                                  struct status *st)
+{
+    struct item *a = malloc((n + 1) * sizeof(*a)), *b = malloc((n + 1) * sizeof(*b));
+
+    if (a == NULL || b == NULL) {
+        free(a);
+        free(b);
+        return status_set(st, ST_EXHAUSTED, "no memory to sort %zu strings", n);
+    }
+    for (size_t i = 0; i < n; i++)
+        a[i] = (struct item){first_eight(&keys[i]), keys[i].bytes, keys[i].len, keys[i].value};
+    sort_heads(&a, &b, n);
+    free(b);
+    status_ok(st);
+    for (size_t i = 0, end; i < n; i = end) {
         for (end = i + 1; end < n && a[end].head == a[i].head; end++)
             ;
         if (end - i > 1)
-            qsort(sorted + i, end - i, sizeof(*sorted), compare_tails);
+            qsort(a + i, end - i, sizeof(*a), compare);
+        for (size_t k = i + 1; k < end; k++)
+            if (compare(&a[k - 1], &a[k]) == 0)
+                status_set(st, ST_INVALID, "values %u and %u have the same string", a[k - 1].value,
+                           a[k].value);
     }
-    if (ok)
-        memcpy(keys, sorted, n * sizeof(*keys));
-    free(a);
-    free(b);
-    free(sorted);
-    return ok;
+    if (st->code == ST_OK)
+        *out = a;
+    else
+        free(a);
+    return st->code;
 }
 
 static bool grow(struct builder *b, size_t n_slots)
@@ -162,34 +182,41 @@ static bool push(struct builder *b, struct range r)
     return true;
 }
 
+static uint8_t label(const struct builder *b, uint32_t i, uint32_t depth)
+{
+    if (depth < 8)
+        return (uint8_t)(b->items[i].head >> (56 - 8 * depth));
+    return b->items[i].bytes[depth];
+}
+
 /* Gives the children of r their slots and puts them on the stack. r has at least one. */
-static bool place(struct builder *b, struct range r)
+static bool place(struct builder *b, const struct range *r)
 {
     uint8_t labels[256];
     uint32_t starts[257];
     unsigned n = 0;
     size_t base;
 
-    for (uint32_t i = r.first; i < r.end; i++) {
-        uint8_t c = b->keys[i].bytes[r.depth];
+    for (uint32_t i = r->first; i < r->end; i++) {
+        uint8_t c = label(b, i, r->depth);
         if (n == 0 || labels[n - 1] != c) {
             starts[n] = i;
             labels[n++] = c;
         }
     }
-    starts[n] = r.end;
+    starts[n] = r->end;
     base = find_base(b, labels, n);
     if (base == 0)
         return false;
     mark(b->based, base);
-    b->slots[r.slot] |= (uint64_t)base << 9;
+    b->slots[r->slot] |= (uint64_t)base << 9;
     if (base + 256 > b->top)
         b->top = base + 256;
     for (unsigned i = 0; i < n; i++) {
         mark(b->used, base + labels[i]);
         b->slots[base + labels[i]] = labels[i];
         if (!push(b, (struct range){starts[i], starts[i + 1], (uint32_t)base + labels[i],
-                                    r.depth + 1, r.above}))
+                                    r->depth + 1, r->above}))
             return false;
     }
     return true;
@@ -206,44 +233,41 @@ static enum status_code build(struct builder *b, size_t n, uint32_t *prefix, str
     }
     while (ok && b->n_stack > 0) {
         struct range r = b->stack[--b->n_stack];
-        const struct trie_key *k = &b->keys[r.first];
-        if (r.first < r.end && k->len == r.depth) { /* sorted: the key that ends here is first */
-            b->slots[r.slot] |= (uint64_t)(k->value + 1) << 37;
+        if (r.first < r.end && b->items[r.first].len == r.depth) {
+            /* sorted: the key that ends here is the first */
+            uint32_t value = b->items[r.first].value;
+            b->slots[r.slot] |= (uint64_t)(value + 1) << 37;
             if (prefix != NULL)
-                prefix[k->value] = r.above;
-            r.above = k->value;
+                prefix[value] = r.above;
+            r.above = value;
             r.first++;
         }
         if (r.first < r.end)
-            ok = place(b, r);
+            ok = place(b, &r);
     }
     if (!ok)
         return status_set(st, ST_EXHAUSTED, "no memory for a trie of %zu strings", n);
     return status_ok(st);
 }
 
-enum status_code trie_build(struct trie_key *keys, size_t n, uint64_t **slots, size_t *n_slots,
-                            uint32_t *prefix, struct status *st)
+enum status_code trie_build(const struct trie_key *keys, size_t n, uint64_t **slots,
+                            size_t *n_slots, uint32_t *prefix, struct status *st)
 {
-    struct builder b = {.keys = keys};
+    struct builder b = {.items = NULL};
 
     for (size_t i = 0; i < n; i++)
         if (keys[i].len == 0 || keys[i].value >= (1u << 27) - 1)
             return status_set(st, ST_INVALID,
-                              "string %zu of a trie is empty or its value %u is "
-                              "too large",
-                              i, keys[i].value);
-    if (!sort_keys(keys, n))
-        return status_set(st, ST_EXHAUSTED, "no memory to sort %zu strings", n);
-    for (size_t i = 1; i < n; i++)
-        if (compare_tails(&keys[i - 1], &keys[i]) == 0)
-            return status_set(st, ST_INVALID, "values %u and %u have the same string",
-                              keys[i - 1].value, keys[i].value);
+                              "a string of a trie is empty or its value %u too large",
+                              keys[i].value);
+    if (sort_keys(keys, n, &b.items, st) != ST_OK)
+        return st->code;
     if (build(&b, n, prefix, st) == ST_OK) {
         *slots = b.slots;
         *n_slots = b.top;
         b.slots = NULL;
     }
+    free(b.items);
     free(b.slots);
     free(b.used);
     free(b.based);

@@ -29,15 +29,15 @@ struct trie_key {
 };
 
 /**
- * Builds the trie of n different keys; sorts keys by their bytes.
+ * Builds the trie of n different keys.
  * @param slots    out, malloc'ed [n_slots]
  * @param prefix   out, may be NULL, indexed by value: the value of the longest key that is a proper
  *                 prefix of this one, or TRIE_NONE; only the entries of the given values are
  * written
  * @return ST_OK; ST_INVALID for an empty or repeated key, ST_EXHAUSTED
  */
-enum status_code trie_build(struct trie_key *keys, size_t n, uint64_t **slots, size_t *n_slots,
-                            uint32_t *prefix, struct status *st);
+enum status_code trie_build(const struct trie_key *keys, size_t n, uint64_t **slots,
+                            size_t *n_slots, uint32_t *prefix, struct status *st);
 
 /** True when no lookup in these slots can leave them (for slots that come from a file). */
 bool trie_is_sound(const uint64_t *slots, size_t n_slots, uint32_t n_values);
