@@ -8,7 +8,14 @@
 #include "common/base/log.h"
 
 /* What a tensor may be stored as. */
-enum storage { PLAIN_BF16, PLAIN_F32, PLAIN_I64, QUANT_FP8, QUANT_EXPERT };
+enum storage {
+    PLAIN_BF16,
+    TABLE_BF16 /* looked up by row */,
+    PLAIN_F32,
+    PLAIN_I64,
+    QUANT_FP8,
+    QUANT_EXPERT
+};
 
 struct loader {
     const struct safetensors *s;
@@ -95,10 +102,14 @@ static bool plain(struct loader *l, const char *name, enum storage how, int64_t 
         enum st_dtype dtype;
         enum weight_type type;
     } types[] = {[PLAIN_BF16] = {DTYPE_BF16, WEIGHT_BF16},
+                 [TABLE_BF16] = {DTYPE_BF16, WEIGHT_BF16},
                  [PLAIN_F32] = {DTYPE_F32, WEIGHT_F32},
                  [PLAIN_I64] = {DTYPE_I64, WEIGHT_I64}};
     const struct tensor *t = find(l, name);
-    struct weight_src src = {.type = types[how].type, .rows = rows == 0 ? 1 : rows, .cols = cols};
+    struct weight_src src = {.type = types[how].type,
+                             .rows = rows == 0 ? 1 : rows,
+                             .cols = cols,
+                             .lookup = how == TABLE_BF16};
 
     if (t == NULL || !has_dtype(l, t, types[how].dtype, types[how].dtype) ||
         !has_shape(l, t, rows, cols))
@@ -307,7 +318,7 @@ static bool load_all(struct loader *l, struct weights *w)
     const struct model_config *c = l->c;
     char name[64];
 
-    if (!at(l, "", "embed.weight", PLAIN_BF16, c->vocab_size, c->hidden_size, &w->embed) ||
+    if (!at(l, "", "embed.weight", TABLE_BF16, c->vocab_size, c->hidden_size, &w->embed) ||
         !at(l, "", "head.weight", PLAIN_BF16, c->vocab_size, c->hidden_size, &w->head) ||
         !load_head(l, "", &w->top))
         return false;
