@@ -55,6 +55,8 @@ struct tcp_server {
     uint8_t token[TCP_TOKEN_BYTES];
     struct inbound *inbounds;
     uint32_t n_strangers;
+    uint64_t logged_us;  /* when a refusal was last logged */
+    uint32_t n_unlogged; /* refusals since */
     uint64_t
         resume_us; /* when to accept again after the process ran out of descriptors; 0: accepting */
 };
