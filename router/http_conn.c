@@ -1,5 +1,6 @@
 #include "router/http_internal.h"
 
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -26,6 +27,8 @@ static void conn_free(struct http_exchange *c)
     if (c->next != NULL)
         c->next->prev = c->prev;
     *(c->prev == NULL ? &s->first : &c->prev->next) = c->next;
+    if (c->dirty_at > 0)
+        s->dirty[c->dirty_at - 1] = NULL;
     if (c->timer != NULL)
         event_free(c->timer);
     bufferevent_free(c->bev);
@@ -155,6 +158,14 @@ static void enter_reading_phase(struct http_exchange *c)
                                                      : config->body_timeout_ms));
 }
 
+static void send_continue(struct http_exchange *c)
+{
+    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
+
+    evbuffer_add(bufferevent_get_output(c->bev), line, sizeof(line) - 1);
+    http_conn_touch(c);
+}
+
 /* Feeds what has arrived to the parser; answers follow. The only place that reads input. */
 static void pump(struct http_exchange *c)
 {
@@ -176,7 +187,7 @@ static void pump(struct http_exchange *c)
             break;
         case HTTP_HEAD_DONE:
             if (c->parser.req.expect_continue && evbuffer_get_length(in) == 0)
-                bufferevent_write(c->bev, "HTTP/1.1 100 Continue\r\n\r\n", 25);
+                send_continue(c);
             break;
         case HTTP_DONE:
             begin_reply(c);
@@ -206,15 +217,60 @@ static void on_read(struct bufferevent *bev, void *arg)
 }
 
 /* All output has left. */
-static void on_write(struct bufferevent *bev, void *arg)
+static void on_output_gone(struct http_exchange *c)
 {
-    struct http_exchange *c = arg;
-
-    (void)bev;
     if (c->phase == HTTP_PHASE_LINGERING && c->deadline_us == HTTP_NEVER)
         http_conn_linger(c);
-    else if (c->phase < HTTP_PHASE_REPLYING)
+    else if (c->phase < HTTP_PHASE_REPLYING &&
+             evbuffer_get_length(bufferevent_get_input(c->bev)) > 0)
         pump(c); /* pipelined requests that waited for room */
+}
+
+static void on_write(struct bufferevent *bev, void *arg)
+{
+    bufferevent_disable(bev, EV_WRITE);
+    on_output_gone(arg);
+}
+
+void http_conn_touch(struct http_exchange *c)
+{
+    struct http_server *s = c->server;
+
+    if (c->dirty_at > 0)
+        return;
+    if (s->n_dirty == s->cap_dirty) {
+        size_t cap = s->cap_dirty == 0 ? 64 : s->cap_dirty * 2;
+        struct http_exchange **more = realloc(s->dirty, cap * sizeof(struct http_exchange *));
+
+        if (more == NULL) {
+            bufferevent_enable(c->bev, EV_WRITE); /* dearer, and needs no memory */
+            return;
+        }
+        s->dirty = more;
+        s->cap_dirty = cap;
+    }
+    s->dirty[s->n_dirty++] = c;
+    c->dirty_at = s->n_dirty;
+    if (s->n_dirty == 1)
+        event_active(s->flush, EV_TIMEOUT, 0);
+}
+
+void http_conn_flush(struct http_exchange *c)
+{
+    struct evbuffer *out = bufferevent_get_output(c->bev);
+    int n;
+
+    if (bufferevent_get_enabled(c->bev) & EV_WRITE)
+        return;                /* the socket was full: the loop goes on when it is not */
+    evbuffer_unfreeze(out, 1); /* the bufferevent guards its front against others */
+    n = evbuffer_write_atmost(out, bufferevent_getfd(c->bev), WRITE_BYTES_MAX);
+    evbuffer_freeze(out, 1);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        http_conn_close(c);
+    else if (evbuffer_get_length(out) > 0)
+        bufferevent_enable(c->bev, EV_WRITE);
+    else
+        on_output_gone(c);
 }
 
 static void on_event(struct bufferevent *bev, short what, void *arg)
@@ -308,6 +364,7 @@ struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
     bufferevent_set_timeouts(c->bev, NULL, &write_timeout);
     bufferevent_setcb(c->bev, on_read, on_write, on_event, c);
     set_deadline(c, in_ms(s->config.idle_timeout_ms));
-    bufferevent_enable(c->bev, EV_READ | EV_WRITE);
+    bufferevent_disable(c->bev, EV_WRITE); /* until a socket is full: see http_conn_flush() */
+    bufferevent_enable(c->bev, EV_READ);
     return c;
 }

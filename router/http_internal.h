@@ -31,6 +31,7 @@ struct http_exchange {
                              move    back cost nothing: the timer finds out when it fires */
     uint64_t body_since_us;
     enum http_phase phase;
+    size_t dirty_at;  /* place in the server's dirty list + 1; 0: not there */
     bool in_pump;     /* on the stack: do not free */
     bool streaming;   /* http_reply_start() was called */
     bool chunked;     /* and the stream is chunked */
@@ -51,6 +52,11 @@ struct http_server {
     struct http_server_callbacks callbacks;
     struct http_server_stats stats;
     struct http_exchange *first;
+    /* Connections with output of this turn: written once, at its end, straight to the socket. Going
+     * through the event loop would cost two more system calls for each. */
+    struct http_exchange **dirty; /* [n_dirty] of [cap_dirty]; NULL: gone meanwhile */
+    size_t n_dirty, cap_dirty;
+    struct event *flush;
     int port;
     bool draining;
 };
@@ -70,6 +76,12 @@ void http_conn_linger(struct http_exchange *c);
 
 /** The answer is complete: on to the next request, or the end. */
 void http_conn_finish(struct http_exchange *c);
+
+/** Output was added: it leaves at the end of this turn of the loop. */
+void http_conn_touch(struct http_exchange *c);
+
+/** Writes what it can now; the loop does the rest. May close the connection. */
+void http_conn_flush(struct http_exchange *c);
 
 /** True while no more output may be added for this client. */
 static inline bool http_output_full(const struct http_exchange *c)

@@ -74,7 +74,8 @@ static void write_head(struct http_exchange *x, int status, const char *content_
     else if (minor == 0)
         buf_puts(&head, "connection: keep-alive\r\n");
     buf_puts(&head, "\r\n");
-    bufferevent_write(x->bev, head.data, head.len);
+    evbuffer_add(bufferevent_get_output(x->bev), head.data, head.len);
+    http_conn_touch(x);
     buf_deinit(&head);
 }
 
@@ -87,7 +88,7 @@ void http_reply(struct http_exchange *x, int status, const char *content_type, c
         snprintf(framing, sizeof(framing), "content-length: %zu\r\n", len);
     write_head(x, status, content_type, framing);
     if (x->parser.req.method != HTTP_HEAD && status != 204)
-        bufferevent_write(x->bev, body, len);
+        evbuffer_add(bufferevent_get_output(x->bev), body, len);
     http_conn_finish(x);
 }
 
@@ -121,13 +122,15 @@ enum status_code http_reply_write(struct http_exchange *x, const void *data, siz
     evbuffer_add(out, data, len);
     if (x->chunked)
         evbuffer_add(out, "\r\n", 2);
+    http_conn_touch(x);
     return status_ok(st);
 }
 
 void http_reply_end(struct http_exchange *x)
 {
     if (x->chunked && x->parser.req.method != HTTP_HEAD)
-        bufferevent_write(x->bev, "0\r\n\r\n", 5);
+        evbuffer_add(bufferevent_get_output(x->bev), "0\r\n\r\n", 5);
+    http_conn_touch(x);
     http_conn_finish(x);
 }
 

@@ -73,6 +73,24 @@ static void on_accept_error(struct evconnlistener *l, void *arg)
     evtimer_add(s->accept_again, &pause);
 }
 
+static void on_flush(evutil_socket_t fd, short what, void *arg)
+{
+    struct http_server *s = arg;
+
+    (void)fd, (void)what;
+    /* What answers add meanwhile goes to the end and is written too. */
+    for (size_t i = 0; i < s->n_dirty; i++) {
+        struct http_exchange *c = s->dirty[i];
+
+        if (c == NULL)
+            continue;
+        s->dirty[i] = NULL;
+        c->dirty_at = 0;
+        http_conn_flush(c);
+    }
+    s->n_dirty = 0;
+}
+
 /* ---- the server ------------------------------------------------------------------------------ */
 
 static int bound_port(evutil_socket_t fd)
@@ -124,7 +142,8 @@ enum status_code http_server_new(struct event_base *base, const struct http_serv
     s->config = *config;
     s->callbacks = *callbacks;
     s->accept_again = evtimer_new(base, on_accept_again, s);
-    if (s->accept_again == NULL) {
+    s->flush = event_new(base, -1, 0, on_flush, s);
+    if (s->accept_again == NULL || s->flush == NULL) {
         http_server_free(s);
         return status_set(st, ST_EXHAUSTED, "no memory for the HTTP server");
     }
@@ -147,6 +166,9 @@ void http_server_free(struct http_server *s)
         evconnlistener_free(s->listener);
     if (s->accept_again != NULL)
         event_free(s->accept_again);
+    if (s->flush != NULL)
+        event_free(s->flush);
+    free(s->dirty);
     free(s);
 }
 

@@ -36,7 +36,7 @@
 #include "common/rpc/rpc_message.h"
 #include "common/text/tokenizer.h"
 
-enum { REQUESTS_MAX = 1024 };
+enum { REQUESTS_MAX = 4096 };
 enum { M_DATA, M_CLOSED };
 
 struct mock_msg {
@@ -259,45 +259,80 @@ static void send_failed(struct request *r)
     drop(r);
 }
 
-static void send_tokens(struct request *r)
+/* The batches of one turn: as a real worker, one message per session and step. */
+static struct step {
+    size_t n;
+    struct request *requests[REQUESTS_MAX];
+    Baton__V1__TokenBatch batches[REQUESTS_MAX];
+    Baton__V1__HandoffStats stats[REQUESTS_MAX];
+} step_now;
+
+static void fill_stats(Baton__V1__HandoffStats *stats)
 {
-    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
-    Baton__V1__TokenBatch batch = BATON__V1__TOKEN_BATCH__INIT, *list[1] = {&batch};
-    Baton__V1__HandoffStats stats = BATON__V1__HANDOFF_STATS__INIT;
+    baton__v1__handoff_stats__init(stats);
+    stats->prefill = last_prefill;
+    stats->decode = address;
+    stats->transport = "mock";
+    stats->has_kv_bytes = stats->has_kv_pages = stats->has_checksums_verified = 1;
+    stats->has_cached_tokens = stats->has_prefill_us = 1;
+    stats->kv_bytes = 123456;
+    stats->kv_pages = 2;
+    stats->checksums_verified = 3;
+    stats->cached_tokens = 1;
+    stats->prefill_us = 1000;
+}
+
+static void add_tokens(struct request *r)
+{
+    Baton__V1__TokenBatch *batch = &step_now.batches[step_now.n];
     size_t n = r->out.n - r->at, limit = (size_t)r->batch;
-    struct status st;
 
     if (r->fail_after >= 0 && limit > (size_t)r->fail_after - r->at)
         limit = (size_t)r->fail_after - r->at;
     n = n < limit ? n : limit;
-    batch.request_id = r->id;
-    batch.n_token_ids = n;
-    batch.token_ids = r->out.ids + r->at;
+    baton__v1__token_batch__init(batch);
+    batch->request_id = r->id;
+    batch->n_token_ids = n;
+    batch->token_ids = r->out.ids + r->at;
     r->at += n;
     if (r->at == r->out.n) {
-        batch.has_finish = 1;
-        batch.finish = r->finish;
+        batch->has_finish = 1;
+        batch->finish = r->finish;
     }
     if (!r->stats_sent) {
-        stats.prefill = last_prefill;
-        stats.decode = address;
-        stats.transport = "mock";
-        stats.has_kv_bytes = stats.has_kv_pages = stats.has_checksums_verified = 1;
-        stats.has_cached_tokens = stats.has_prefill_us = 1;
-        stats.kv_bytes = 123456;
-        stats.kv_pages = 2;
-        stats.checksums_verified = 3;
-        stats.cached_tokens = 1;
-        stats.prefill_us = 1000;
-        batch.stats = &stats;
+        fill_stats(&step_now.stats[step_now.n]);
+        batch->stats = &step_now.stats[step_now.n];
         r->stats_sent = true;
     }
-    reply.n_batch = 1;
-    reply.batch = list;
-    rpc_session_send_message(r->session, &reply.base, &st);
     r->next_us = clock_now_us() + (uint64_t)r->interval_ms * 1000;
-    if (batch.has_finish)
-        drop(r);
+    step_now.requests[step_now.n++] = r;
+}
+
+static void send_step(void)
+{
+    static Baton__V1__TokenBatch *list[REQUESTS_MAX];
+
+    for (size_t i = 0; i < step_now.n; i++) {
+        Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
+        struct rpc_session *session =
+            step_now.requests[i] == NULL ? NULL : step_now.requests[i]->session;
+        struct status st;
+
+        if (session == NULL)
+            continue; /* went with an earlier one */
+        reply.batch = list;
+        for (size_t k = i; k < step_now.n; k++)
+            if (step_now.requests[k] != NULL && step_now.requests[k]->session == session)
+                list[reply.n_batch++] = &step_now.batches[k];
+        rpc_session_send_message(session, &reply.base, &st);
+        for (size_t k = i; k < step_now.n; k++)
+            if (step_now.requests[k] != NULL && step_now.requests[k]->session == session) {
+                if (step_now.batches[k].has_finish)
+                    drop(step_now.requests[k]);
+                step_now.requests[k] = NULL;
+            }
+    }
+    step_now.n = 0;
 }
 
 /* Whether this worker is the one that the directive means. */
@@ -326,7 +361,7 @@ static void step(struct request *r)
     else if (r->hang_after >= 0 && r->at >= (size_t)r->hang_after)
         r->next_us = UINT64_MAX;
     else
-        send_tokens(r);
+        add_tokens(r);
 }
 
 static void say_hello(struct rpc_session *s)
@@ -393,6 +428,7 @@ static void serve(void)
             if (r->used && r->next_us < next)
                 next = r->next_us;
         }
+        send_step();
         fflush(stdout);
         if (next > now)
             mailbox_wait(mailbox, (int)((next - now + 999) / 1000));
