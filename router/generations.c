@@ -308,12 +308,17 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
     Baton__V1__FinishReason finish =
         b->has_finish ? b->finish : BATON__V1__FINISH_REASON__FINISH_NONE;
     struct generation_callbacks callbacks;
+    Baton__V1__HandoffStats stats;
 
     if (gen == NULL)
         return; /* cancelled meanwhile */
     callbacks = gen->callbacks;
-    if (b->stats != NULL)
+    if (b->stats != NULL) {
         note_stats(gen, b->stats);
+        stats = *b->stats;
+        stats.decode =
+            (char *)gen->worker->address; /* it does not know by which name it is reached */
+    }
     if (finish == BATON__V1__FINISH_REASON__FINISH_ABORT) {
         /* Not our doing, for then it would not be in the table: the worker is draining. */
         retry(gen, &(struct status){ST_UNAVAILABLE, "the decode worker aborted the request"}, true);
@@ -326,7 +331,8 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
         fail(gen, &(struct status){ST_EXHAUSTED, "no memory for the tokens of a request"});
         return;
     }
-    callbacks.on_tokens(callbacks.arg, b->token_ids, b->n_token_ids, finish, b->stats);
+    callbacks.on_tokens(callbacks.arg, b->token_ids, b->n_token_ids, finish,
+                        b->stats != NULL ? &stats : NULL);
 }
 
 static void on_reply(void *arg, struct worker *w, const Baton__V1__DecodeReply *reply)

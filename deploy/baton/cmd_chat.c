@@ -158,8 +158,8 @@ static void show_usage(const struct json *usage)
                       *out = json_get(usage, "completion_tokens");
 
     if (in != NULL && out != NULL)
-        printf("  %-20s %s\n  %-20s %s\n", "prompt_tokens", in->text, "completion_tokens",
-               out->text);
+        printf("\n\nusage:\n  %-20s %s\n  %-20s %s\n", "prompt_tokens", in->text,
+               "completion_tokens", out->text);
 }
 
 /* One SSE payload. @return false when it was an error */
