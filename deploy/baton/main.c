@@ -17,6 +17,8 @@ static const struct {
     {"tokenize", cmd_tokenize, "text to token ids (JSON lines)"},
     {"detokenize", cmd_detokenize, "token ids to text, as a stream shows it (JSON lines)"},
     {"parse", cmd_parse, "model output to reasoning, content and tool calls (JSON lines)"},
+    {"bench-kernels", cmd_bench_kernels,
+     "CPU operations, as a share of what this machine can reach"},
     {"bench-text", cmd_bench_text, "how fast text is tokenized, rendered and parsed here"},
     {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
     {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},

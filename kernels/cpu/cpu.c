@@ -1,4 +1,5 @@
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/limits.h"
 #include "kernels/ref/ref.h"
 
 #include <assert.h>
@@ -81,6 +82,9 @@ struct cpu_level {
     void (*fill[5])(struct kernel_ops *ops);
     size_t (*attention_bytes)(const struct kernel_dims *d);
     size_t (*index_bytes)(const struct kernel_dims *d);
+    uint64_t (*read)(const void *p, size_t bytes);
+    double (*fma)(int64_t n);
+    double (*dot)(int64_t n);
 };
 
 #define LEVEL(isa)                                                                                 \
@@ -88,13 +92,31 @@ struct cpu_level {
         "cpu-" #isa, panel_kernels_##isa, &cpu_rows_##isa,                                         \
             {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa,                   \
              cpu_attention_fill_##isa, cpu_index_fill_##isa},                                      \
-            cpu_attention_bytes_##isa, cpu_index_bytes_##isa                                       \
+            cpu_attention_bytes_##isa, cpu_index_bytes_##isa, cpu_read_##isa, cpu_fma_##isa,       \
+            cpu_dot_##isa                                                                          \
     }
 
 static const struct cpu_level levels[] = {
     [CPU_ISA_AVX2] = LEVEL(avx2),
     [CPU_ISA_AVX512] = LEVEL(avx512),
 };
+
+/* ---- limits.h ---- */
+
+uint64_t cpu_limit_read(enum cpu_isa isa, const void *p, size_t bytes)
+{
+    return levels[isa].read(p, bytes);
+}
+
+double cpu_limit_f32(enum cpu_isa isa, int64_t n)
+{
+    return levels[isa].fma(n);
+}
+
+double cpu_limit_bf16(enum cpu_isa isa, int64_t n)
+{
+    return levels[isa].dot(n);
+}
 
 /* ---- opening ---- */
 

@@ -134,6 +134,9 @@ void cpu_gate_fill(struct kernel_ops *ops);
     void cpu_attention_fill_##isa(struct kernel_ops *ops);                                         \
     size_t cpu_attention_bytes_##isa(const struct kernel_dims *d);                                 \
     void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
+    uint64_t cpu_read_##isa(const void *p, size_t bytes);                                          \
+    double cpu_fma_##isa(int64_t n);                                                               \
+    double cpu_dot_##isa(int64_t n);                                                               \
     size_t cpu_index_bytes_##isa(const struct kernel_dims *d);
 
 CPU_SIMD_DECLARE(avx512)

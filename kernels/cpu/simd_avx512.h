@@ -187,6 +187,14 @@ VF_INLINE void vf_store_e4m3(uint8_t *p, vf x)
 
 typedef __m512i vi;
 
+#define VF_HAS_DOT
+
+/* VDPBF16PS: sum plus the products of the bf16 pairs of each lane. */
+VF_INLINE vf vf_dot(vf sum, vi x, vi y)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+}
+
 /* Dwords at base + i * stride, i the lane. */
 VF_INLINE vi vi_gather(const uint8_t *base, int stride)
 {
