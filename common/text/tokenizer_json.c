@@ -388,6 +388,8 @@ static bool read_added_token(struct reader *r, uint32_t i, const struct json *v)
     if (t->in_vocab) {
         if (t->len != content->len || memcmp(vocab->bytes + t->pos, content->text, t->len) != 0)
             return refuse_added(r, i, "model.vocab gives its id to another string");
+    } else if (vocab_has(vocab, content->text, content->len)) {
+        return refuse_added(r, i, "model.vocab gives its string another id");
     } else {
         t->pos = vocab_put(vocab, content->text, content->len);
         t->len = content->len & 0xFFFFFF;

@@ -164,7 +164,8 @@ bool scan_number(struct scan *s, uint32_t max, uint32_t *out)
     for (start = s->pos; s->pos < s->n && s->s[s->pos] >= '0' && s->s[s->pos] <= '9'; s->pos++)
         if (v <= max)
             v = 10 * v + (uint64_t)(s->s[s->pos] - '0');
-    if (s->pos == start || (s->s[start] == '0' && s->pos - start > 1))
+    if (s->pos == start || (s->s[start] == '0' && s->pos - start > 1) ||
+        (s->pos < s->n && strchr(".eE", s->s[s->pos]) != NULL))
         return fail(s, "a whole number");
     if (v > max) {
         status_set(s->st, ST_INVALID, "byte %zu: the number is above %u, the most supported", start,

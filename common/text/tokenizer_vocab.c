@@ -118,7 +118,7 @@ static uint64_t *find(const struct vocab *v, const uint8_t *s, size_t n, uint64_
 struct vocab_token *vocab_at(struct vocab *v, uint32_t id)
 {
     if (id >= v->cap) {
-        uint32_t cap = v->cap ? v->cap : 1 << 17;
+        uint32_t cap = v->cap ? v->cap : 1 << 12;
         struct vocab_token *grown;
         while (cap <= id)
             cap *= 2;
@@ -241,6 +241,19 @@ struct read_merge {
     uint64_t left_hash, right_hash;
 };
 
+bool vocab_has(struct vocab *v, const char *text, size_t len)
+{
+    size_t n_bytes = v->n_bytes;
+    struct byte_chars map;
+    bool found = false;
+
+    byte_chars_init(&map);
+    if (append_bytes(&map, text, len, v))
+        found = find_id(v, v->bytes + n_bytes, v->n_bytes - n_bytes) != BPE_NONE;
+    v->n_bytes = n_bytes;
+    return found;
+}
+
 static bool refuse_merge(struct scan *s, uint32_t i, const char *why)
 {
     status_set(s->st, ST_INVALID, "model.merges[%u]: %s", i, why);
@@ -325,7 +338,7 @@ static bool find_merges(struct scan *s, struct vocab *v, const struct read_merge
 
 static bool reserve_merges(struct vocab *v, uint32_t n)
 {
-    uint32_t cap = v->merges_cap ? 2 * v->merges_cap : 1 << 17;
+    uint32_t cap = v->merges_cap ? 2 * v->merges_cap : 1 << 12;
     void *grown;
 
     if (v->merges_cap - v->n_merges >= n)

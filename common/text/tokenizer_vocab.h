@@ -52,6 +52,9 @@ bool vocab_read(struct scan *s, struct vocab *v);
  * ...]. */
 bool vocab_read_merges(struct scan *s, struct vocab *v);
 
+/** True when model.vocab has this string, spelled in byte-level characters. */
+bool vocab_has(struct vocab *v, const char *text, size_t len);
+
 /** The id of the byte-level token of one byte, or BPE_NONE; after vocab_read(). */
 uint32_t vocab_find_byte(const struct vocab *v, uint8_t byte);
 
