@@ -20,17 +20,20 @@ void buf_reserve(struct buf *b, size_t n)
 
 void buf_printf(struct buf *b, const char *fmt, ...)
 {
-    va_list ap, again;
-    int n;
+    va_list ap;
+    size_t n;
 
+    buf_reserve(b, 64); /* most texts fit at once */
     va_start(ap, fmt);
-    va_copy(again, ap);
-    n = vsnprintf(NULL, 0, fmt, ap);
+    n = (size_t)vsnprintf(b->data + b->len, b->cap - b->len, fmt, ap);
     va_end(ap);
-    buf_reserve(b, (size_t)n + 1);
-    vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
-    va_end(again);
-    b->len += (size_t)n;
+    if (n >= b->cap - b->len) {
+        buf_reserve(b, n + 1);
+        va_start(ap, fmt);
+        vsnprintf(b->data + b->len, n + 1, fmt, ap);
+        va_end(ap);
+    }
+    b->len += n;
 }
 
 const char *buf_cstr(struct buf *b)
