@@ -304,7 +304,7 @@ static void what_is_not_supported_is_refused_by_name(void **state)
          {"added_tokens[0]", "another string"}},
         {{.added = "[" ADDED(261, "<s>", false, false) ", " ADDED(261, "<s>", false, false) "]"},
          {"added_tokens[1]", "same id"}},
-        {{.added = "[" ADDED(262, "x", false, false) ", " ADDED(263, "x", false, false) "]"},
+        {{.added = "[" ADDED(262, "xx", false, false) ", " ADDED(263, "xx", false, false) "]"},
          {"added_tokens", "same string"}},
         {{.added = "[" ADDED(262, "ab", false, false) "]"}, {"added_tokens[0]", "another id"}},
         {{.added = "[" ADDED(300, "x", false, false) "]"}, {"262", "holes"}},
