@@ -307,7 +307,7 @@ static void what_is_not_supported_is_refused_by_name(void **state)
         {{.added = "[" ADDED(262, "xx", false, false) ", " ADDED(263, "xx", false, false) "]"},
          {"added_tokens", "same string"}},
         {{.added = "[" ADDED(262, "ab", false, false) "]"}, {"added_tokens[0]", "another id"}},
-        {{.added = "[" ADDED(300, "x", false, false) "]"}, {"262", "holes"}},
+        {{.added = "[" ADDED(300, "xx", false, false) "]"}, {"262", "holes"}},
     };
 
     (void)state;
