@@ -147,6 +147,10 @@ void watch_close(struct transfer *t, int fd);
 /** Unregisters and frees all slabs. */
 void slabs_deinit(struct transfer *t);
 
+/** Asks for large pages and maps all of [base, base + bytes) now. @return 0, or errno: the memory
+ * is not there */
+int slab_advise(void *base, uint64_t bytes);
+
 /* transfer_peer.c */
 
 /** Moves p to FAILED or CLOSING: no put sends any more, the lane is closed. */

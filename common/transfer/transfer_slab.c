@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "common/transfer/internal.h"
 
@@ -57,17 +58,30 @@ static enum status_code slab_map(struct transfer *t, void *arg, struct status *s
     return status_ok(st);
 }
 
+int slab_advise(void *base, uint64_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)base & ~(page - 1);
+
+    bytes += (uintptr_t)base - start;
+    (void)madvise((void *)start, bytes, MADV_HUGEPAGE); /* not every kernel does */
+#ifdef MADV_POPULATE_WRITE
+    if (madvise((void *)start, bytes, MADV_POPULATE_WRITE) != 0 && errno != EINVAL)
+        return errno; /* EINVAL: before Linux 5.14; there the pages come by use */
+#endif
+    return 0;
+}
+
 /* Makes the pages exist now: memory that the machine does not have is an error at the start, not
- * SIGBUS in mid-run. Kernels before 5.14 do not know the request; there the pages come by use. */
+ * SIGBUS in mid-run. */
 static enum status_code populate(void *base, uint64_t bytes, struct status *st)
 {
-#ifdef MADV_POPULATE_WRITE
-    if (madvise(base, bytes, MADV_POPULATE_WRITE) != 0 && errno != EINVAL)
+    int err = slab_advise(base, bytes);
+
+    if (err != 0)
         return status_set(st, ST_EXHAUSTED,
                           "%llu bytes of shared memory cannot be backed (%s): check free memory, "
                           "the container's memory limit and the size of /dev/shm",
-                          (unsigned long long)bytes, strerror(errno));
-#endif
+                          (unsigned long long)bytes, strerror(err));
     return status_ok(st);
 }
 

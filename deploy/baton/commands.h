@@ -18,6 +18,9 @@ int cmd_detokenize(int argc, char **argv);
 /* cmd_bench_kernels.c */
 int cmd_bench_kernels(int argc, char **argv);
 
+/* cmd_bench_kv.c */
+int cmd_bench_kv(int argc, char **argv);
+
 /* cmd_bench_text.c */
 int cmd_bench_text(int argc, char **argv);
 

@@ -19,6 +19,7 @@ static const struct {
     {"parse", cmd_parse, "model output to reasoning, content and tool calls (JSON lines)"},
     {"bench-kernels", cmd_bench_kernels,
      "CPU operations, as a share of what this machine can reach"},
+    {"bench-kv", cmd_bench_kv, "how fast KV pages move between two processes or hosts"},
     {"bench-text", cmd_bench_text, "how fast text is tokenized, rendered and parsed here"},
     {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
     {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},

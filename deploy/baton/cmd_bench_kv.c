@@ -1,0 +1,453 @@
+/*
+ * baton bench-kv: how fast page sets move between two workers, beside what the machine can do.
+ */
+#include "deploy/baton/commands.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/flags.h"
+#include "common/base/log.h"
+#include "deploy/baton/bench_kv.h"
+
+enum { ROUNDS_MAX = 100, SIZES_MAX = 8 };
+
+struct options {
+    const char *transport, *model, *layout, *tokens, *devices, *connect;
+    int64_t rounds, slab_mb, listen_port;
+    bool json;
+};
+
+/* One connected pair. */
+struct bench {
+    const struct options *o;
+    enum transfer_kind kind;
+    bool local; /* the receiver is a child on this machine */
+    int control;
+    struct transfer *transfer;
+    struct transfer_peer *peer;
+    uint8_t *slab, *scratch; /* ours; what plain copies write */
+    uint64_t slab_bytes;
+    char via[128];
+    sem_t done;
+    struct transfer_result result;
+    uint32_t *crc; /* of the last put */
+};
+
+/* Figures of one page set, a value per round. */
+struct figures {
+    int n;
+    double put[ROUNDS_MAX], verify[ROUNDS_MAX], copy[ROUNDS_MAX], stream[ROUNDS_MAX],
+        raw[ROUNDS_MAX], cpu_from[ROUNDS_MAX], cpu_to[ROUNDS_MAX];
+};
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median(const double *values, int n)
+{
+    double sorted[ROUNDS_MAX];
+
+    memcpy(sorted, values, (size_t)n * sizeof(*sorted));
+    qsort(sorted, (size_t)n, sizeof(*sorted), by_value);
+    return sorted[n / 2];
+}
+
+static void report(const struct bench *b, const char *name, double value, const char *unit,
+                   const char *peer, double peer_value)
+{
+    if (b->o->json) {
+        printf("{\"name\": \"%s\", \"transport\": \"%s\", \"value\": %.6g, \"unit\": \"%s\"", name,
+               b->via, value, unit);
+        if (peer != NULL)
+            printf(", \"peer\": \"%s\", \"peer_value\": %.6g, \"ratio\": %.4g", peer, peer_value,
+                   value / peer_value);
+        printf("}\n");
+    } else if (peer != NULL) {
+        printf("%-34s %9.3f %-5s  %s %.3f, ratio %.2f\n", name, value, unit, peer, peer_value,
+               value / peer_value);
+    } else {
+        printf("%-34s %9.3f %s\n", name, value, unit);
+    }
+    fflush(stdout);
+}
+
+static void on_put(void *arg, const struct transfer_result *r)
+{
+    struct bench *b = arg;
+
+    b->result = *r;
+    memcpy(b->crc, r->crc, r->n_groups * sizeof(*b->crc));
+    sem_post(&b->done);
+}
+
+static enum status_code put(struct bench *b, const struct kv_set *set, struct status *st)
+{
+    if (transfer_put(b->peer, 1, set->pieces, set->n_pieces, set->n_groups, on_put, b, st) != ST_OK)
+        return st->code;
+    while (sem_wait(&b->done) != 0)
+        ;
+    *st = b->result.status;
+    return st->code;
+}
+
+static enum status_code dial(const char *host, const char *port, int *fd, struct status *st)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    int rc = getaddrinfo(host, port, &hints, &list);
+
+    *fd = -1;
+    for (struct addrinfo *a = list; rc == 0 && a != NULL && *fd < 0; a = a->ai_next) {
+        *fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (*fd >= 0 && connect(*fd, a->ai_addr, a->ai_addrlen) != 0) {
+            close(*fd);
+            *fd = -1;
+        }
+    }
+    if (rc == 0)
+        freeaddrinfo(list);
+    if (*fd < 0)
+        return status_set(st, ST_UNAVAILABLE, "nothing answers at %s:%s", host, port);
+    return status_ok(st);
+}
+
+/* The pieces through a plain socket: writev and readv, nothing else. */
+static enum status_code raw_round(struct bench *b, const struct kv_set *set, double *seconds,
+                                  struct status *st)
+{
+    struct kv_request q = {.op = KV_OP_RAW};
+    char host[256] = "127.0.0.1", port[8];
+    double value;
+    int fd;
+
+    if (kv_node_ask(b->control, &q, set, NULL, &value, NULL, st) != ST_OK)
+        return st->code;
+    if (b->o->connect != NULL)
+        snprintf(host, sizeof(host), "%.*s", (int)strcspn(b->o->connect, ":"), b->o->connect);
+    snprintf(port, sizeof(port), "%.0f", value);
+    if (dial(host, port, &fd, st) != ST_OK)
+        return st->code;
+    *seconds = kv_raw_send(fd, set, b->slab);
+    close(fd);
+    return *seconds > 0 ? status_ok(st)
+                        : status_set(st, ST_UNAVAILABLE, "plain socket: %s", strerror(errno));
+}
+
+static enum status_code round_of(struct bench *b, const struct kv_set *set, struct figures *f,
+                                 struct status *st)
+{
+    struct kv_request cpu = {.op = KV_OP_CPU}, verify = {.op = KV_OP_VERIFY};
+    double from = kv_cpu_seconds(), to = 0, after = 0;
+    int i = f->n;
+
+    if (kv_node_ask(b->control, &cpu, NULL, NULL, &to, NULL, st) != ST_OK ||
+        put(b, set, st) != ST_OK)
+        return st->code;
+    f->put[i] = (double)b->result.elapsed_us * 1e-6;
+    f->cpu_from[i] = (kv_cpu_seconds() - from) / f->put[i];
+    if (kv_node_ask(b->control, &cpu, NULL, NULL, &after, NULL, st) != ST_OK)
+        return st->code;
+    f->cpu_to[i] = (after - to) / f->put[i];
+    if (kv_node_ask(b->control, &verify, set, b->crc, &f->verify[i], NULL, st) != ST_OK)
+        return status_wrap(st, "verification");
+    f->copy[i] = kv_raw_copy(set, b->scratch, b->slab, false);
+    f->stream[i] = kv_raw_copy(set, b->scratch, b->slab, true);
+    if (raw_round(b, set, &f->raw[i], st) != ST_OK)
+        return st->code;
+    f->n++;
+    return st->code;
+}
+
+static void report_set(const struct bench *b, const struct kv_set *set, uint32_t tokens,
+                       const struct figures *f)
+{
+    double gb = (double)set->bytes * 1e-9, put = gb / median(f->put, f->n);
+    double stream = gb / median(f->stream, f->n), raw = gb / median(f->raw, f->n);
+    bool shm = strncmp(b->via, "shm", 3) == 0;
+    char name[64];
+
+#define NAME(what)                                                                                 \
+    (snprintf(name, sizeof(name), "%s/%uk/%s", what, tokens / 1024, b->o->layout), name)
+    if (!b->o->json)
+        printf("%u tokens of %s by %s: %zu pieces, %.1f MB, over %s\n", tokens, b->o->model,
+               b->o->layout, set->n_pieces, gb * 1e3, b->via);
+    report(b, NAME("put"), put, "GB/s", shm ? "streaming copy" : "plain socket",
+           shm ? stream : raw);
+    report(b, NAME("put_time"), median(f->put, f->n) * 1e3, "ms", NULL, 0);
+    report(b, NAME("put_and_verify_time"), (median(f->put, f->n) + median(f->verify, f->n)) * 1e3,
+           "ms", NULL, 0);
+    report(b, NAME("verify"), gb / median(f->verify, f->n), "GB/s", NULL, 0);
+    report(b, NAME("memcpy"), gb / median(f->copy, f->n), "GB/s", NULL, 0);
+    report(b, NAME("streaming_copy"), stream, "GB/s", NULL, 0);
+    report(b, NAME("plain_socket"), raw, "GB/s", NULL, 0);
+    report(b, NAME("sender_cores"), median(f->cpu_from, f->n), "cores", NULL, 0);
+    report(b, NAME("receiver_cores"), median(f->cpu_to, f->n), "cores", NULL, 0);
+#undef NAME
+}
+
+/* Every round uses other bytes of the slabs, so that none finds its own in a cache. */
+static enum status_code run_set(struct bench *b, uint32_t tokens, struct status *st)
+{
+    bool pro = strcmp(b->o->model, "pro") == 0;
+    enum kv_layout layout = strcmp(b->o->layout, "pages") == 0 ? KV_LAYOUT_PAGES : KV_LAYOUT_LAYERS;
+    uint64_t bytes = kv_set_bytes(pro, tokens, layout), n_places = b->slab_bytes / bytes;
+    struct figures *f = calloc(1, sizeof(*f));
+    struct kv_set set = {0};
+
+    status_ok(st);
+    if (f == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory");
+    if (n_places == 0)
+        status_set(st, ST_INVALID, "%u tokens need %llu bytes: raise --slab-mb", tokens,
+                   (unsigned long long)bytes);
+    for (int64_t r = 0; r < b->o->rounds && st->code == ST_OK; r++) {
+        kv_set_deinit(&set);
+        b->crc = realloc(b->crc, (tokens / 256 + 1) * sizeof(*b->crc));
+        if (b->crc == NULL || !kv_set_init(&set, pro, tokens, layout,
+                                           (uint64_t)r % n_places * bytes, (uint64_t)r + 1))
+            status_set(st, ST_EXHAUSTED, "no memory for the page set");
+        else
+            round_of(b, &set, f, st);
+    }
+    if (st->code == ST_OK)
+        report_set(b, &set, tokens, f);
+    kv_set_deinit(&set);
+    free(f);
+    return st->code;
+}
+
+static int by_us(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* How long a put of one small piece takes, from call to callback. */
+static enum status_code latency(struct bench *b, struct status *st)
+{
+    enum { N = 1000 };
+    struct transfer_piece piece = {.bytes = 1168};
+    struct kv_set set = {.pieces = &piece, .n_pieces = 1, .n_groups = 1, .bytes = piece.bytes};
+    static uint64_t us[N];
+
+    b->crc = calloc(1, sizeof(*b->crc));
+    if (b->crc == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory");
+    for (int i = 0; i < N; i++) {
+        uint64_t from = clock_now_ns();
+
+        if (put(b, &set, st) != ST_OK)
+            return st->code;
+        us[i] = clock_now_ns() - from;
+    }
+    qsort(us, N, sizeof(us[0]), by_us);
+    transfer_peer_transport(b->peer, b->via, sizeof(b->via));
+    report(b, "latency/p50", (double)us[N / 2] * 1e-3, "us", NULL, 0);
+    report(b, "latency/p99", (double)us[N * 99 / 100] * 1e-3, "us", NULL, 0);
+    return st->code;
+}
+
+static enum status_code idle(struct bench *b, struct status *st)
+{
+    struct kv_request cpu = {.op = KV_OP_CPU};
+    double from = kv_cpu_seconds(), to, after;
+
+    if (kv_node_ask(b->control, &cpu, NULL, NULL, &to, NULL, st) != ST_OK)
+        return st->code;
+    usleep(1000000);
+    if (kv_node_ask(b->control, &cpu, NULL, NULL, &after, NULL, st) != ST_OK)
+        return st->code;
+    report(b, "idle/sender_cores", kv_cpu_seconds() - from, "cores", NULL, 0);
+    report(b, "idle/receiver_cores", after - to, "cores", NULL, 0);
+    return st->code;
+}
+
+static enum status_code open_pair(struct bench *b, struct status *st)
+{
+    struct transfer_options opt = {.transport = b->kind, .devices = b->o->devices};
+    struct kv_request q = {
+        .op = KV_OP_START, .transport = (int32_t)b->kind, .slab_bytes = b->slab_bytes};
+    struct buf desc = {0};
+    void *slab, *scratch;
+
+    if (b->o->devices != NULL)
+        snprintf(q.devices, sizeof(q.devices), "%s", b->o->devices);
+    if (kv_node_ask(b->control, &q, NULL, NULL, NULL, &desc, st) != ST_OK)
+        status_wrap(st, "receiver");
+    else if (transfer_start(&opt, &b->transfer, st) == ST_OK &&
+             transfer_slab_alloc(b->transfer, 0, b->slab_bytes, &slab, st) == ST_OK &&
+             transfer_slab_alloc(b->transfer, 1, b->slab_bytes, &scratch, st) == ST_OK &&
+             transfer_peer_open(b->transfer, "receiver", desc.data, desc.len, &b->peer, st) ==
+                 ST_OK) {
+        b->slab = slab;
+        b->scratch = scratch;
+        for (uint64_t i = 0; i < b->slab_bytes; i += 8)
+            memcpy(b->slab + i, &(uint64_t){i * 0x9E3779B97F4A7C15u}, 8);
+    }
+    buf_deinit(&desc);
+    return st->code;
+}
+
+static enum status_code run_all(struct bench *b, struct status *st)
+{
+    if (open_pair(b, st) != ST_OK || latency(b, st) != ST_OK)
+        return st->code;
+    for (const char *at = b->o->tokens; *at != '\0' && st->code == ST_OK;) {
+        char *end;
+        unsigned long tokens = strtoul(at, &end, 10);
+
+        if (end == at || tokens == 0 || tokens > 1 << 20)
+            return status_set(st, ST_INVALID, "--tokens %s: counts up to 1048576, with commas",
+                              b->o->tokens);
+        run_set(b, (uint32_t)tokens, st);
+        at = end + (*end == ',');
+    }
+    return st->code == ST_OK ? idle(b, st) : st->code;
+}
+
+/* A child that serves; it must be forked before UCX starts here. */
+static enum status_code fork_receiver(int *control, pid_t *pid, struct status *st)
+{
+    int fds[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
+        return status_set(st, ST_EXHAUSTED, "socketpair: %s", strerror(errno));
+    fflush(NULL);
+    *pid = fork();
+    if (*pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(fds[0]);
+        _exit(kv_node_serve(fds[1]));
+    }
+    close(fds[1]);
+    *control = fds[0];
+    return *pid > 0 ? status_ok(st) : status_set(st, ST_EXHAUSTED, "fork: %s", strerror(errno));
+}
+
+static enum transfer_kind kind_of(const char *name)
+{
+    static const char *const names[] = {"auto", "rdma", "nvlink", "shm", "tcp"};
+    int i = 0;
+
+    while (strcmp(names[i], name) != 0)
+        i++; /* the flag allows no other word */
+    return (enum transfer_kind)i;
+}
+
+static int serve_others(uint16_t port)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *a = NULL;
+    char text[8];
+    const int one = 1;
+    int listener = -1, fd, rc;
+
+    snprintf(text, sizeof(text), "%u", port);
+    if (getaddrinfo(NULL, text, &hints, &a) == 0) {
+        listener = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        if (bind(listener, a->ai_addr, a->ai_addrlen) != 0 || listen(listener, 1) != 0) {
+            close(listener);
+            listener = -1;
+        }
+        freeaddrinfo(a);
+    }
+    if (listener < 0) {
+        fprintf(stderr, "baton bench-kv: cannot listen on port %u: %s\n", port, strerror(errno));
+        return 2;
+    }
+    fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    close(listener);
+    rc = fd >= 0 ? kv_node_serve(fd) : 2;
+    close(fd);
+    return rc;
+}
+
+static int run_sender(const struct options *o)
+{
+    struct bench b = {.o = o, .kind = kind_of(o->transport), .local = o->connect == NULL};
+    const char *colon = o->connect != NULL ? strrchr(o->connect, ':') : NULL;
+    char host[256];
+    struct status st;
+    pid_t pid = 0;
+
+    b.slab_bytes = (uint64_t)o->slab_mb << 20;
+    sem_init(&b.done, 0, 0);
+    if (b.local) {
+        fork_receiver(&b.control, &pid, &st);
+    } else if (colon == NULL) {
+        status_set(&st, ST_INVALID, "--connect %s: expected HOST:PORT", o->connect);
+    } else {
+        snprintf(host, sizeof(host), "%.*s", (int)(colon - o->connect), o->connect);
+        dial(host, colon + 1, &b.control, &st);
+    }
+    if (st.code == ST_OK)
+        run_all(&b, &st);
+    transfer_stop(b.transfer);
+    free(b.crc);
+    close(b.control);
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+    if (st.code != ST_OK)
+        fprintf(stderr, "baton bench-kv: %s\n", st.msg);
+    return st.code == ST_OK ? 0 : 2;
+}
+
+int cmd_bench_kv(int argc, char **argv)
+{
+    struct options o = {.transport = "auto",
+                        .model = "flash",
+                        .layout = "pages",
+                        .tokens = "1024,8192,32768",
+                        .rounds = 9,
+                        .slab_mb = 1024};
+    const struct flag flags[] = {
+        {"kv-transport", FLAG_CHOICE, &o.transport, .choices = "auto|rdma|nvlink|shm|tcp",
+         .arg = "KIND", .help = "what may carry the pages"},
+        {"kv-devices", FLAG_STRING, &o.devices, .arg = "LIST", .help = "mlx5_0:1,eth0"},
+        {"model", FLAG_CHOICE, &o.model, .choices = "flash|pro", .arg = "MODEL",
+         .help = "whose page size"},
+        {"layout", FLAG_CHOICE, &o.layout, .choices = "pages|layers", .arg = "LAYOUT",
+         .help = "a piece per logical page, or per layer and kind (of flash)"},
+        {"tokens", FLAG_STRING, &o.tokens, .arg = "N,N", .help = "lengths of the page sets"},
+        {"rounds", FLAG_INT, &o.rounds, 1, ROUNDS_MAX, .arg = "N",
+         .help = "medians are of so many"},
+        {"slab-mb", FLAG_INT, &o.slab_mb, 1, 1 << 18, .arg = "MIB",
+         .help = "size of the slabs; three are made on one machine"},
+        {"listen", FLAG_INT, &o.listen_port, 1, 65535, .arg = "PORT",
+         .help = "be the receiver for one --connect from another host (trusted networks only)"},
+        {"connect", FLAG_STRING, &o.connect, .arg = "HOST:PORT",
+         .help = "send to the receiver there, instead of a child process here"},
+        {"json", FLAG_BOOL, &o.json, .help = "one JSON object a line"},
+        {0},
+    };
+    size_t n = 0;
+    struct status st;
+
+    if (flags_parse(flags, argc, argv, &n, NULL, &st) == ST_CANCELLED) {
+        flags_help(flags,
+                   "usage: baton bench-kv [flags]\n\nMoves page sets between two processes or "
+                   "hosts, checksums on, beside plain copies and sockets.\n");
+        return 0;
+    }
+    if (st.code != ST_OK) {
+        fprintf(stderr, "baton bench-kv: %s\n", st.msg);
+        return 2;
+    }
+    log_init("bench-kv", LOG_WARN);
+    return o.listen_port != 0 ? serve_others((uint16_t)o.listen_port) : run_sender(&o);
+}
