@@ -103,3 +103,39 @@ def test_two_namespaces_over_tcp(demo_model, tmp_path, namespaces):
         assert got["ids"] == one_process(demo_model, ids_of_length(n), tmp_path), f"prompt of {n} tokens"
         assert got["stats"]["transport"].startswith("tcp"), got["stats"]
     assert prefill.stop() == 0 and decode.stop() == 0
+
+
+def test_retracted_requests_end_with_the_tokens_they_would_have_had(demo_model, tmp_path):
+    """Six requests at once in a pool for two: some are retracted, and every one gets its own tokens."""
+    import threading
+    ports = free_port(), free_port()
+    args = ["--model-path", demo_model, "--host", "127.0.0.1", "--max-total-tokens", 1024]
+    workers = [Process(role, [*args, "--port", port], tmp_path / f"{role}.log")
+               for role, port in zip(("prefill", "decode"), ports)]
+    for w, port in zip(workers, ports):
+        wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
+    lengths, new, got = [100, 200, 240, 250, 260, 300], 160, {}
+
+    def ask(n, line):
+        got[n] = json_lines("generate", [line], "--decode", f"127.0.0.1:{ports[1]}",
+                            "--prefill", f"127.0.0.1:{ports[0]}")[0]
+
+    def line_of(n):
+        return {"ids": ids_of_length(n), "max_new_tokens": new, "temperature": 0.8, "seed": n,
+                "ignore_eos": True}
+
+    threads = [threading.Thread(target=ask, args=(n, line_of(n))) for n in lengths]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(600)
+    crowded = dict(got)
+    assert metric(f"http://127.0.0.1:{ports[1] + 1000}", "baton_decode_retractions_total") > 0
+    for n in lengths:
+        ask(n, line_of(n))
+        assert "ids" in crowded[n], crowded[n]
+        assert crowded[n]["ids"] == got[n]["ids"], f"prompt of {n} tokens"
+    wait_until("all pages free", lambda: metric(f"http://127.0.0.1:{ports[1] + 1000}",
+                                                "baton_kv_pages_free") == 4)
+    for w in workers:
+        assert w.stop() == 0
