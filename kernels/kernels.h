@@ -65,7 +65,7 @@ struct kernel_dims {
     double norm_eps;
     double route_scale;
     double swiglu_limit; /* 0: none */
-    int max_rows;       /* largest T of a call: the backend sizes its workspace once, at open */
+    int max_rows;        /* largest T of a call: the backend sizes its workspace once, at open */
     int max_seqs;
     int max_context; /* tokens of the longest sequence */
 };
