@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/base/buf.h"
+
 /**
  * The length in bytes (1-4) of the character that begins at s, or 0 when the bytes there are not a
  * whole well-formed character.
@@ -39,6 +41,23 @@ static inline unsigned utf8_char_len(const char *s, size_t n)
         return 0;
     return 4;
 }
+
+/** How the bytes at some place go on. */
+enum utf8_part {
+    UTF8_WHOLE,   /* a character */
+    UTF8_PARTIAL, /* a proper prefix of one, cut by the end of the bytes */
+    UTF8_BAD      /* a maximal invalid part (Unicode, "substitution of maximal subparts") */
+};
+
+/**
+ * Looks at the beginning of n > 0 bytes.
+ * @param len  out, the bytes of that part: 1 to 4
+ */
+enum utf8_part utf8_next(const char *s, size_t n, unsigned *len);
+
+/** Appends s with each invalid part replaced by U+FFFD: for text that must be shown whatever it is.
+ */
+void utf8_append_lossy(struct buf *out, const char *s, size_t n);
 
 /** How many leading bytes of s are well-formed UTF-8; n when all are. */
 size_t utf8_valid_prefix(const char *s, size_t n);

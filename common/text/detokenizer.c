@@ -1,6 +1,6 @@
 #include "common/text/tokenizer_impl.h"
 
-#include "common/text/unicode.h"
+#include "common/base/utf8.h"
 
 static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
 
@@ -11,7 +11,7 @@ static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
  */
 static enum utf8_part next_part(const uint8_t *s, size_t n, unsigned *len)
 {
-    enum utf8_part part = utf8_next(s, n, len);
+    enum utf8_part part = utf8_next((const char *)s, n, len);
 
     if (part == UTF8_BAD && n == 2 && s[0] == 0xED && (s[1] & 0xE0) == 0xA0) {
         *len = 2;
@@ -25,7 +25,7 @@ static void decide(struct detokenizer *d, const uint8_t *s, size_t n, struct buf
 {
     d->n_held = 0;
     while (n > 0) {
-        size_t good = utf8_valid_len(s, n);
+        size_t good = utf8_valid_prefix((const char *)s, n);
         unsigned len;
 
         buf_append(out, s, good);
@@ -96,7 +96,7 @@ void detokenizer_finish(struct detokenizer *d, struct buf *out)
     unsigned at = 0, len;
 
     while (at < d->n_held) {
-        utf8_next(d->held + at, d->n_held - at, &len);
+        utf8_next((const char *)d->held + at, d->n_held - at, &len);
         buf_append(out, replacement, 3);
         at += len;
     }

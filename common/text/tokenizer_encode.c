@@ -1,5 +1,6 @@
 #include "common/text/tokenizer_impl.h"
 
+#include "common/base/utf8.h"
 #include "common/text/pretokenize.h"
 #include "common/text/unicode.h"
 #include "common/text/word_cache.h"
@@ -178,7 +179,7 @@ static bool encode_pass(struct encoding *e, int which, const uint8_t *s, size_t 
 
 static bool check_utf8(const uint8_t *s, size_t n, struct status *st)
 {
-    size_t valid = utf8_valid_len(s, n);
+    size_t valid = utf8_valid_prefix((const char *)s, n);
 
     if (valid < n)
         status_set(st, ST_INVALID, "the text is not valid UTF-8: byte 0x%02X at offset %zu",

@@ -4,7 +4,7 @@
 #include "common/text/bpe_build.h"
 #include "common/text/pretokenize.h"
 #include "common/text/tokenizer_vocab.h"
-#include "common/text/unicode.h"
+#include "common/base/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -479,7 +479,7 @@ static bool write_tokens(struct reader *r, struct image *image, struct bpe *b)
         offsets[id] = (uint32_t)total;
         memcpy(bytes + total, v->bytes + t->pos, t->len);
         flags[id] = t->flags;
-        if (utf8_valid_len(bytes + total, t->len) == t->len)
+        if (utf8_valid_prefix((const char *)bytes + total, t->len) == t->len)
             flags[id] |= TOKEN_CHARACTERS;
         total += t->len;
     }

@@ -1,5 +1,7 @@
 #include "common/text/tokenizer_scan.h"
 
+#include "common/base/utf8.h"
+
 static bool fail(struct scan *s, const char *expected)
 {
     status_set(s->st, ST_INVALID, "byte %zu: expected %s%s", s->pos, expected,
@@ -57,26 +59,9 @@ static int hex4(struct scan *s)
 
 static void put_code_point(struct buf *b, uint32_t cp)
 {
-    unsigned char u[4];
-    size_t n = 0;
+    char u[4];
 
-    if (cp < 0x80) {
-        u[n++] = (unsigned char)cp;
-    } else {
-        if (cp < 0x800) {
-            u[n++] = (unsigned char)(0xC0 | cp >> 6);
-        } else {
-            if (cp < 0x10000) {
-                u[n++] = (unsigned char)(0xE0 | cp >> 12);
-            } else {
-                u[n++] = (unsigned char)(0xF0 | cp >> 18);
-                u[n++] = (unsigned char)(0x80 | (cp >> 12 & 0x3F));
-            }
-            u[n++] = (unsigned char)(0x80 | (cp >> 6 & 0x3F));
-        }
-        u[n++] = (unsigned char)(0x80 | (cp & 0x3F));
-    }
-    buf_append(b, u, n);
+    buf_append(b, u, utf8_put(u, cp));
 }
 
 /* pos is behind "\u". */

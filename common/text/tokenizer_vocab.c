@@ -1,6 +1,6 @@
 #include "common/text/tokenizer_vocab.h"
 
-#include "common/text/unicode.h"
+#include "common/base/utf8.h"
 
 #include <stdlib.h>
 
@@ -181,7 +181,7 @@ static bool read_entry(struct scan *s, const struct byte_chars *map, struct voca
     if (!scan_string(s, &text, &len))
         return false;
     byte_level = append_bytes(map, text, len, v);
-    if (!byte_level && utf8_valid_len((const uint8_t *)text, len) != len) {
+    if (!byte_level && utf8_valid_prefix(text, len) != len) {
         status_set(s->st, ST_INVALID, "model.vocab: invalid UTF-8 before byte %zu", s->pos);
         return false;
     }

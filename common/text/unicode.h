@@ -1,5 +1,5 @@
 /*
- * unicode: which characters the pre-tokenizer tells apart, and UTF-8 validity.
+ * unicode: which characters the pre-tokenizer tells apart.
  *
  * The classes are those of Unicode 16.0 as the reference regex engine has them, in two tables
  * (128 code points a block) that unicode_gen.py writes; never the C library's.
@@ -11,8 +11,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-
-#include "common/base/buf.h"
 
 /* Bits of a character's class. LETTER, MARK, NUMBER, SYMBOL, BLANK and NEWLINE exclude each other;
  * none of them: controls, format characters, private use, unassigned. */
@@ -58,25 +56,5 @@ static inline uint32_t unicode_decode(const uint8_t *s, unsigned *len)
     return (uint32_t)(s[0] & 0x07) << 18 | (uint32_t)(s[1] & 0x3F) << 12 |
            (uint32_t)(s[2] & 0x3F) << 6 | (s[3] & 0x3F);
 }
-
-/** How UTF-8 at some place goes on. */
-enum utf8_part {
-    UTF8_WHOLE,   /* a character */
-    UTF8_PARTIAL, /* a proper prefix of one, cut by the end of the bytes */
-    UTF8_BAD      /* a maximal invalid part (Unicode, "substitution of maximal subparts") */
-};
-
-/**
- * Looks at the beginning of n > 0 bytes.
- * @param len  out, the bytes of that part: 1 to 4
- */
-enum utf8_part utf8_next(const uint8_t *s, size_t n, unsigned *len);
-
-/** How many bytes at the beginning are whole characters: n when all of s is valid UTF-8. */
-size_t utf8_valid_len(const uint8_t *s, size_t n);
-
-/** Appends s with each invalid part replaced by U+FFFD: for text that must be shown whatever it is.
- */
-void utf8_append_lossy(struct buf *out, const uint8_t *s, size_t n);
 
 #endif

@@ -1,6 +1,6 @@
 #include "deploy/baton/jsonl.h"
 
-#include "common/text/unicode.h"
+#include "common/base/utf8.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@ static void answer_line(const char *line, size_t n, unsigned json_flags, jsonl_f
         answer(ctx, json_root(doc), out, &st);
     if (st.code != ST_OK) {
         struct buf reason = {0}; /* a message may be cut, or quote what is no UTF-8 */
-        utf8_append_lossy(&reason, (const uint8_t *)st.msg, strlen(st.msg));
+        utf8_append_lossy(&reason, st.msg, strlen(st.msg));
         out->len = 0;
         buf_puts(out, "{\"error\": ");
         json_write_string(out, reason.data ? reason.data : "", reason.len);

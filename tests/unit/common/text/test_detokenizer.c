@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #include "common/text/tokenizer.h"
-#include "common/text/unicode.h"
+#include "common/base/utf8.h"
 
 static const char *real_path;
 static struct tokenizer *t;
@@ -137,11 +137,11 @@ static void all_pieces_are_the_whole_decoded(void **state)
             buf_append(&bytes, s, len);
             assert_int_equal(detokenizer_push(&d, t, id, &out, &st), ST_OK);
             assert_true(d.n_held <= 3);
-            assert_int_equal(utf8_valid_len((uint8_t *)out.data + before, out.len - before),
+            assert_int_equal(utf8_valid_prefix(out.data + before, out.len - before),
                              out.len - before);
         }
         detokenizer_finish(&d, &out);
-        utf8_append_lossy(&whole, (const uint8_t *)bytes.data, bytes.len);
+        utf8_append_lossy(&whole, bytes.data, bytes.len);
         assert_int_equal(out.len, whole.len);
         if (out.len > 0)
             assert_memory_equal(out.data, whole.data, out.len);
