@@ -199,7 +199,8 @@ enum status_code rpc_server_start(struct rpc *r, const char *address,
     }
     srv->rpc = r;
     srv->n_methods = n + RPC_HEALTH_METHODS;
-    memcpy(srv->methods, methods, n * sizeof(*methods));
+    if (n > 0)
+        memcpy(srv->methods, methods, n * sizeof(*methods));
     srv->health = rpc_health_new(srv->methods + n);
     pthread_mutex_init(&srv->lock, NULL);
     pthread_cond_init(&srv->changed, NULL);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -416,6 +417,7 @@ static void serve_for_ever(int fd)
     struct status st;
     int port;
 
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* never outlives a test that failed */
     end_init(&f->at_server);
     if (rpc_start(&f->rpc, &st) != ST_OK ||
         rpc_server_start(f->rpc, "127.0.0.1:0", &m, 1, &f->server, &st) != ST_OK)
