@@ -25,7 +25,7 @@ struct encoding {
     struct status *st;
 };
 
-static bool reserve(struct token_list *l, size_t n)
+bool token_list_reserve(struct token_list *l, size_t n)
 {
     size_t cap = l->cap ? l->cap : 64;
     int32_t *grown;
@@ -46,7 +46,7 @@ static bool reserve(struct token_list *l, size_t n)
 
 void token_list_push(struct token_list *l, int32_t id)
 {
-    if (l->n == l->cap && !reserve(l, 1)) {
+    if (l->n == l->cap && !token_list_reserve(l, 1)) {
         fprintf(stderr, "fatal: no memory for %zu token ids\n", l->n + 1);
         abort();
     }
@@ -94,7 +94,7 @@ static bool encode_piece(struct encoding *e, const struct word *w)
     uint32_t *ids;
     size_t k;
 
-    if (!reserve(e->out, w->n > WORD_IDS_MAX ? w->n : WORD_IDS_MAX)) {
+    if (!token_list_reserve(e->out, w->n > WORD_IDS_MAX ? w->n : WORD_IDS_MAX)) {
         status_set(e->st, ST_EXHAUSTED, "no memory for %zu token ids", e->out->n + w->n);
         return false;
     }
@@ -177,14 +177,15 @@ static bool encode_pass(struct encoding *e, int which, const uint8_t *s, size_t 
     return done == n || encode_pass(e, which + 1, s + done, n - done);
 }
 
-static bool check_utf8(const uint8_t *s, size_t n, struct status *st)
+/* s[from .. to - 1] of a text. */
+static bool check_utf8(const uint8_t *s, size_t from, size_t to, struct status *st)
 {
-    size_t valid = utf8_valid_prefix((const char *)s, n);
+    size_t valid = from + utf8_valid_prefix((const char *)s + from, to - from);
 
-    if (valid < n)
+    if (valid < to)
         status_set(st, ST_INVALID, "the text is not valid UTF-8: byte 0x%02X at offset %zu",
                    s[valid], valid);
-    return valid == n;
+    return valid == to;
 }
 
 static struct encoding begin(const struct tokenizer *t, struct tokenizer_cache *cache,
@@ -209,7 +210,7 @@ enum status_code tokenizer_encode(const struct tokenizer *t, struct tokenizer_ca
     struct encoding e = begin(t, cache, &scratch, out, st);
     size_t n = out->n;
 
-    if (!check_utf8((const uint8_t *)text, len, st))
+    if (!check_utf8((const uint8_t *)text, 0, len, st))
         return st->code;
     if (!encode_pass(&e, flags & TOKENIZE_ADDED ? 0 : 2, (const uint8_t *)text, len))
         out->n = n;
@@ -234,40 +235,53 @@ static enum status_code special_id(const struct tokenizer *t, const struct promp
     return ST_OK;
 }
 
-static bool encode_prompt(struct encoding *e, const struct prompt *p)
+static bool encode_text(struct encoding *e, const uint8_t *s, size_t from, size_t to)
+{
+    return check_utf8(s, from, to, e->st) && encode_stretch(e, s + from, to - from);
+}
+
+/* A prompt from behind its first `first` specials on. */
+static bool encode_prompt(struct encoding *e, const struct prompt *p, size_t first, size_t *marks)
 {
     const uint8_t *s = (const uint8_t *)p->text.data;
-    size_t done = 0;
+    size_t done = first > 0 ? p->specials[first - 1].offset + p->specials[first - 1].len : 0;
     int32_t id;
 
-    for (size_t i = 0; i < p->n_specials; i++) {
+    for (size_t i = first; i < p->n_specials; i++) {
         const struct prompt_special *sp = &p->specials[i];
         if (sp->offset < done || sp->offset > p->text.len || sp->len > p->text.len - sp->offset) {
             status_set(e->st, ST_INVALID, "special %zu at byte %zu overlaps another or the end", i,
                        sp->offset);
             return false;
         }
-        if (special_id(e->t, p, i, &id, e->st) != ST_OK ||
-            !check_utf8(s + done, sp->offset - done, e->st) ||
-            !encode_stretch(e, s + done, sp->offset - done))
+        if (special_id(e->t, p, i, &id, e->st) != ST_OK || !encode_text(e, s, done, sp->offset))
             return false;
         token_list_push(e->out, id);
         done = sp->offset + sp->len;
+        if (marks != NULL)
+            marks[i] = e->out->n;
     }
-    return done == p->text.len || (check_utf8(s + done, p->text.len - done, e->st) &&
-                                   encode_stretch(e, s + done, p->text.len - done));
+    return encode_text(e, s, done, p->text.len);
+}
+
+enum status_code tokenizer_encode_prompt_from(const struct tokenizer *t,
+                                              struct tokenizer_cache *cache, const struct prompt *p,
+                                              size_t first, size_t *marks, struct token_list *out,
+                                              struct status *st)
+{
+    struct bpe_scratch scratch = {0};
+    struct encoding e = begin(t, cache, &scratch, out, st);
+    size_t n = out->n;
+
+    if (!encode_prompt(&e, p, first, marks))
+        out->n = n;
+    bpe_scratch_deinit(&scratch);
+    return st->code;
 }
 
 enum status_code tokenizer_encode_prompt(const struct tokenizer *t, struct tokenizer_cache *cache,
                                          const struct prompt *p, struct token_list *out,
                                          struct status *st)
 {
-    struct bpe_scratch scratch = {0};
-    struct encoding e = begin(t, cache, &scratch, out, st);
-    size_t n = out->n;
-
-    if (!encode_prompt(&e, p))
-        out->n = n;
-    bpe_scratch_deinit(&scratch);
-    return st->code;
+    return tokenizer_encode_prompt_from(t, cache, p, 0, NULL, out, st);
 }

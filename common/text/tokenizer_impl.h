@@ -27,4 +27,16 @@ struct tokenizer {
 /** Points t at the tables of t->image and checks that no lookup can leave them. */
 enum status_code tokenizer_bind(struct tokenizer *t, struct status *st);
 
+/** Makes room for n more ids; false when memory is out. */
+bool token_list_reserve(struct token_list *l, size_t n);
+
+/**
+ * tokenizer_encode_prompt() from behind the first `first` specials on.
+ * @param marks  out, may be NULL, [n_specials]: out->n behind special i, for i >= first
+ */
+enum status_code tokenizer_encode_prompt_from(const struct tokenizer *t,
+                                              struct tokenizer_cache *cache, const struct prompt *p,
+                                              size_t first, size_t *marks, struct token_list *out,
+                                              struct status *st);
+
 #endif
