@@ -176,10 +176,13 @@ static void mark_dead(struct rpc_session *s)
 /* Starts a batch whose event is counted. @return false: refused, no event will come */
 static bool start_batch(struct rpc_session *s, grpc_op *ops, size_t n, struct rpc_tag *tag)
 {
+    grpc_call *call;
+
     pthread_mutex_lock(&s->lock);
     s->n_pending++; /* before the start: its event may come at once on the rpc thread */
+    call = s->call; /* under the lock, so that TSan sees the order that gRPC keeps */
     pthread_mutex_unlock(&s->lock);
-    if (grpc_call_start_batch(s->call, ops, n, tag, NULL) == GRPC_CALL_OK)
+    if (grpc_call_start_batch(call, ops, n, tag, NULL) == GRPC_CALL_OK)
         return true;
     count_event(s);
     return false;
