@@ -199,11 +199,14 @@ static void greet(struct lane_tcp *l)
     want_events(l, EPOLLIN | EPOLLRDHUP);
 }
 
-/* Reads up to n bytes in all into l->in. @return 1 all there, 0 not yet, -1 connection over */
+/* Reads up to n bytes in all into l->in. @return 1 all there, 0 not yet, -1 connection over: errno
+ * says why, 0 that the peer closed it */
 static int receive(struct lane_tcp *l, size_t n)
 {
-    ssize_t got = recv(l->fd, (char *)&l->in + l->in_len, n - l->in_len, 0);
+    ssize_t got;
 
+    errno = 0;
+    got = recv(l->fd, (char *)&l->in + l->in_len, n - l->in_len, 0);
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
         return -1;
     if (got > 0)
@@ -400,7 +403,7 @@ static void take_acks(struct lane_tcp *l)
             return;
     }
     if (rc < 0)
-        tcp_lost(l, "the peer hung up");
+        tcp_lost(l, errno != 0 ? strerror(errno) : "the peer hung up");
 }
 
 static void tcp_ready(struct watch *w, uint32_t events)

@@ -122,6 +122,8 @@ static void a_cut_cable_fails_the_put(void **state)
     assert_int_equal(r.status.code, ST_UNAVAILABLE);
     node_close(&p.from);
     assert_true(shell("ip -n %s link set %s up", to_ns, to_if));
+    /* What the kernel remembers of the neighbour that did not answer would fail a connection. */
+    assert_true(shell("ip -n %s neigh flush all", from_ns));
     pair_connect(&p.from, &p.to);
     pair_check_small_put(&p.from, &p.to, 1);
     pair_end(&p);
