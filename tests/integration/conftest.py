@@ -27,6 +27,7 @@ BINARY = {
     "decode": BUILD / "decode/baton-decode",
     "router": BUILD / "router/baton-router",
     "baton": BUILD / "deploy/baton/baton",
+    "mock": BUILD / "tests/lib/mock_decode",
 }
 
 

@@ -1,29 +1,20 @@
 """The router's HTTP front over real sockets: framing, pipelining, limits, deadlines, draining."""
-import gzip
 import json
-import os
 import socket
 import threading
 import time
 
 import pytest
 
-from mock_cluster import ROOT, SLOW, MockCluster, Program, BUILD, free_port, get, wait_until
+from conftest import SLOW, Process, http_get as get, wait_until
+from mock_cluster import MockCluster
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    data = (ROOT / "tests/data/text/tokenizer.json.gz").read_bytes()
-    (path / "tokenizer.json").write_bytes(gzip.decompress(data))
-    return path
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory, tokenizer):
-    c = MockCluster(tmp_path_factory.mktemp("router"), tokenizer,
+def router(tmp_path_factory, tokenizer_json):
+    c = MockCluster(tmp_path_factory.mktemp("router"), tokenizer_json,
                     router_args=["--head-timeout-ms", 1000 * SLOW, "--body-timeout-ms", 1000 * SLOW,
                                  "--max-body-bytes", 100000])
     yield c
@@ -226,10 +217,10 @@ def test_models_health_ready_metrics_workers(router):
     assert all(w["state"] == "ready" for w in workers)
 
 
-def test_a_taken_port_is_a_clear_error(router, tokenizer, tmp_path):
+def test_a_taken_port_is_a_clear_error(router, tokenizer_json, tmp_path):
     for threads in (1, 2):
-        p = Program(BUILD / "router/baton-router",
-                    ["--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:2", "--tokenizer-path", tokenizer,
+        p = Process("router",
+                    ["--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:2", "--tokenizer-path", tokenizer_json,
                      "--host", "127.0.0.1", "--port", router.port, "--router-threads", threads], tmp_path / "log")
         assert p.p.wait(20 * SLOW) == 1
         assert f"port {router.port}" in p.text()
@@ -245,13 +236,13 @@ def test_a_taken_port_is_a_clear_error(router, tokenizer, tmp_path):
     (["--port", "99999"], "--port"),
 ])
 def test_start_up_mistakes_are_named(tmp_path, args, word):
-    p = Program(BUILD / "router/baton-router", args, tmp_path / "log")
+    p = Process("router", args, tmp_path / "log")
     assert p.p.wait(20 * SLOW) == 1
     assert word in p.text()
 
 
-def test_several_threads_share_the_port(tmp_path, tokenizer):
-    c = MockCluster(tmp_path, tokenizer, router_args=["--router-threads", 3])
+def test_several_threads_share_the_port(tmp_path, tokenizer_json):
+    c = MockCluster(tmp_path, tokenizer_json, router_args=["--router-threads", 3])
     try:
         for _ in range(20):
             assert get(c.url + "/health")[0] == 200
@@ -259,8 +250,8 @@ def test_several_threads_share_the_port(tmp_path, tokenizer):
         c.stop()
 
 
-def test_without_workers_the_router_lives_and_is_not_ready(tmp_path, tokenizer):
-    c = MockCluster(tmp_path, tokenizer, start=False)
+def test_without_workers_the_router_lives_and_is_not_ready(tmp_path, tokenizer_json):
+    c = MockCluster(tmp_path, tokenizer_json, start=False)
     for p in [*c.decodes, *c.prefills]:
         p.kill()
     try:

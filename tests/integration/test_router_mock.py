@@ -1,5 +1,4 @@
 """The router's chat API before mock workers, with the openai client: streams, tools, errors, failures."""
-import gzip
 import json
 import socket
 import threading
@@ -10,7 +9,8 @@ import urllib.request
 import openai
 import pytest
 
-from mock_cluster import ROOT, SLOW, MockCluster, directive, get, wait_until
+from conftest import SLOW, http_get as get, wait_until
+from mock_cluster import MockCluster, directive
 
 OFF = {"chat_template_kwargs": {"thinking": False}}
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": {
@@ -22,26 +22,18 @@ CALL = ('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    data = (ROOT / "tests/data/text/tokenizer.json.gz").read_bytes()
-    (path / "tokenizer.json").write_bytes(gzip.decompress(data))
-    return path
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory, tokenizer):
-    c = MockCluster(tmp_path_factory.mktemp("router"), tokenizer)
+def router(tmp_path_factory, tokenizer_json):
+    c = MockCluster(tmp_path_factory.mktemp("router"), tokenizer_json)
     yield c
     c.stop()
 
 
 @pytest.fixture
-def cluster(tmp_path, tokenizer):
+def cluster(tmp_path, tokenizer_json):
     made = []
 
     def make(**kw):
-        made.append(MockCluster(tmp_path, tokenizer, **kw))
+        made.append(MockCluster(tmp_path, tokenizer_json, **kw))
         return made[-1]
     yield make
     for c in made:
@@ -418,7 +410,7 @@ def test_a_lost_decode_worker_is_not_seen_when_there_is_another(cluster, tmp_pat
                         "die_flag": str(tmp_path / f"died-{die_after}-{stream}")}, extra=OFF, stream=stream)
             assert (stream_text(r) if stream else r.choices[0].message.content) == text
             for i, d in enumerate(c.decodes):
-                if d.p.poll() is not None:
+                if not d.alive():
                     c.start_decode(i)
     assert c.metric("baton_router_resumes_total") == 2 and c.metric("baton_router_retries_total") == 2
 
@@ -429,7 +421,7 @@ def test_a_stream_waits_for_its_only_decode_worker_when_told_to(cluster):
     t = threading.Thread(target=lambda: got.append(stream_text(
         ask(c, {"text": "one two three four", "die_after": 2}, extra=OFF, stream=True))))
     t.start()
-    wait_until("worker gone", lambda: c.decodes[0].p.poll() is not None)
+    wait_until("worker gone", lambda: not c.decodes[0].alive())
     c.start_decode(0)
     t.join(30 * SLOW)
     assert got == ["one two three four"]
