@@ -106,7 +106,7 @@ static void widen(float *out, const uint16_t *x, int n)
 
 /* ---- one x row ------------------------------------------------------------------------------- */
 
-enum { AHEAD = 2048 }; /* bytes prefetched ahead of the codes being decoded */
+enum { AHEAD = 1536 }; /* bytes prefetched ahead of the codes being decoded */
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {
@@ -132,28 +132,25 @@ static void one_fp4(float *out, const struct panel *p, const uint16_t *x)
         widen(xf, x + g, PANEL_FP4_GROUP);
         __asm__("" : "+m"(xf)); /* broadcasts shall come from memory */
         prefetch(at + AHEAD, 17);
-        for (int half = 0; half < 2; half++) {
-            __m256 s[BLOCKS / 2];
+        __m256 s[BLOCKS];
 
-            UNROLL for (int b = 0; b < BLOCKS / 2; b++) s[b] = _mm256_setzero_ps();
-            UNROLL for (int j = 0; j < 4; j++)
+        UNROLL for (int b = 0; b < BLOCKS; b++) s[b] = _mm256_setzero_ps();
+        for (int j = 0; j < 4; j++) {
+            UNROLL for (int b = 0; b < BLOCKS; b++)
             {
-                UNROLL for (int b = 0; b < BLOCKS / 2; b++)
-                {
-                    __m256i w[4];
+                __m256i w[4];
 
-                    fp4_decode(at + j * 256 + (half * BLOCKS / 2 + b) * 32, &t, w);
-                    UNROLL for (int i = 0; i < 4; i++) s[b] =
-                        step(s[b], odd_of(w[i]), even_of(w[i]), xf + 8 * j + 2 * i);
-                }
+                fp4_decode(at + j * 256 + b * 32, &t, w);
+                UNROLL for (int i = 0; i < 4; i++) s[b] =
+                    step(s[b], odd_of(w[i]), even_of(w[i]), xf + 8 * j + 2 * i);
             }
-            UNROLL for (int b = 0; b < BLOCKS / 2; b++)
-            {
-                int r = (half * BLOCKS / 2 + b) * LANES;
+        }
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+        {
+            __m256 y = _mm256_loadu_ps(out + b * LANES);
 
-                _mm256_storeu_ps(out + r, _mm256_fmadd_ps(s[b], e8m0_f32(at + 1024 + r),
-                                                          _mm256_loadu_ps(out + r)));
-            }
+            y = _mm256_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y);
+            _mm256_storeu_ps(out + b * LANES, y);
         }
     }
 }

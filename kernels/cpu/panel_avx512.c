@@ -136,72 +136,98 @@ INLINE void widen(float *out, const uint16_t *x, int n)
                             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(x + i))), 16)));
 }
 
-/* ---- one x row ------------------------------------------------------------------------------- */
+/* ---- few x rows ------------------------------------------------------------------------------ */
 
-enum { AHEAD = 2048 }; /* bytes prefetched ahead of the codes being decoded */
+enum { FEW = 4, AHEAD = 1536 /* bytes prefetched ahead of the codes being decoded */ };
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {
     UNROLL for (int i = 0; i < lines; i++) _mm_prefetch((const char *)p + 64 * i, _MM_HINT_T0);
 }
 
-static void one_fp4_dot(float *out, const struct panel *p, const uint16_t *x)
+/* x rows as the loops want them: f32 for FMAs, else where they are. */
+struct few_x {
+    float f[FEW][128] __attribute__((aligned(64)));
+    const uint16_t *x[FEW];
+};
+
+/* Columns [k, k + n) of n_x rows. */
+INLINE void few_load(struct few_x *to, const uint16_t *const *x, int k, int n, const int n_x,
+                     const bool fma)
+{
+    UNROLL for (int t = 0; t < n_x; t++)
+    {
+        to->x[t] = x[t] + k;
+        if (fma)
+            widen(to->f[t], x[t] + k, n);
+    }
+    if (fma)
+        __asm__("" : "+m"(to->f)); /* or gcc keeps f in registers and pays a shuffle per element */
+}
+
+/* One pair of the tree for 16 rows and every x row; c: offset of the pair in x. */
+INLINE void few_step(__m512 *s, __m512i w, const struct few_x *x, int c, const int n_x,
+                     const bool fma)
+{
+    UNROLL for (int t = 0; t < n_x; t++)
+    {
+        if (fma) {
+            s[t] = _mm512_fmadd_ps(odd_of(w), _mm512_set1_ps(x->f[t][c + 1]), s[t]);
+            s[t] = _mm512_fmadd_ps(even_of(w), _mm512_set1_ps(x->f[t][c]), s[t]);
+        } else {
+            s[t] = dot(s[t], w, pair_of(x->x[t] + c));
+        }
+    }
+}
+
+INLINE void few_clear(__m512 s[BLOCKS][FEW], const int n_x)
+{
+    UNROLL for (int b = 0; b < BLOCKS; b++) UNROLL for (int t = 0; t < n_x; t++) s[b][t] =
+        _mm512_setzero_ps();
+}
+
+/* out[t][16 rows] += s[t] * scale, or plain. */
+INLINE void few_add(float *out, const __m512 *s, __m512 scale, const bool scaled, const int n_x)
+{
+    UNROLL for (int t = 0; t < n_x; t++)
+    {
+        __m512 y = _mm512_loadu_ps(out + t * PANEL_ROWS);
+
+        y = scaled ? _mm512_fmadd_ps(s[t], scale, y) : _mm512_add_ps(y, s[t]);
+        _mm512_storeu_ps(out + t * PANEL_ROWS, y);
+    }
+}
+
+/* 8 columns of 16 rows, FMAs: each code is looked up as f32. */
+INLINE void few_fp4_fma(__m512 *s, __m512i codes, __m512 table, const struct few_x *x, int c,
+                        const int n_x)
+{
+    UNROLL for (int i = 0; i < 4; i++, c += 2)
+    {
+        __m512 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16 + 4 * i), table);
+        __m512 even = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * i), table);
+
+        UNROLL for (int t = 0; t < n_x; t++)
+        {
+            s[t] = _mm512_fmadd_ps(odd, _mm512_set1_ps(x->f[t][c + 1]), s[t]);
+            s[t] = _mm512_fmadd_ps(even, _mm512_set1_ps(x->f[t][c]), s[t]);
+        }
+    }
+}
+
+INLINE void few_fp4(float *out, const struct panel *p, const uint16_t *const *x, const int n_x,
+                    const bool fma)
 {
     const __m512i table = _mm512_load_si512(fp4_bf16);
-    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                        _mm512_setzero_ps()};
+    const __m512 table_f32 = _mm512_load_ps(fp4_f32);
     const uint8_t *at = p->data;
+    struct few_x rows;
 
     for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
-        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                            _mm512_setzero_ps()};
+        __m512 s[BLOCKS][FEW];
 
-        prefetch(at + AHEAD, 17);
-        UNROLL for (int j = 0; j < 4; j++)
-        {
-            const uint16_t *xj = x + g + 8 * j;
-            __m512i x0 = pair_of(xj), x1 = pair_of(xj + 2), x2 = pair_of(xj + 4),
-                    x3 = pair_of(xj + 6);
-
-            UNROLL for (int b = 0; b < BLOCKS; b++)
-            {
-                __m512i c = load_codes(at + j * 256 + b * 64);
-
-                s[b] = dot(s[b], _mm512_permutexvar_epi16(c, table), x0);
-                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4), table), x1);
-                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 8), table), x2);
-                s[b] = dot(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 12), table), x3);
-            }
-        }
-        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] =
-            _mm512_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y[b]);
-    }
-    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
-}
-
-/* One step of the tree on 16 rows: codes of pair i of a unit. */
-INLINE __m512 fp4_pair_fma(__m512 s, __m512i c, __m512 table, const float *x, int i)
-{
-    s = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(c, 16 + 4 * i), table),
-                        _mm512_set1_ps(x[2 * i + 1]), s);
-    return _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(c, 4 * i), table),
-                           _mm512_set1_ps(x[2 * i]), s);
-}
-
-static void one_fp4_fma(float *out, const struct panel *p, const uint16_t *x)
-{
-    const __m512 table = _mm512_load_ps(fp4_f32);
-    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                        _mm512_setzero_ps()};
-    const uint8_t *at = p->data;
-
-    for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
-        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                            _mm512_setzero_ps()};
-        float xf[PANEL_FP4_GROUP] __attribute__((aligned(64)));
-
-        widen(xf, x + g, PANEL_FP4_GROUP);
-        __asm__("" : "+m"(xf)); /* or gcc keeps xf in registers and pays a shuffle per element */
+        few_clear(s, n_x);
+        few_load(&rows, x, g, PANEL_FP4_GROUP, n_x, fma);
         prefetch(at + AHEAD, 17);
         UNROLL for (int j = 0; j < 4; j++)
         {
@@ -209,69 +235,101 @@ static void one_fp4_fma(float *out, const struct panel *p, const uint16_t *x)
             {
                 __m512i c = load_codes(at + j * 256 + b * 64);
 
-                UNROLL for (int i = 0; i < 4; i++) s[b] =
-                    fp4_pair_fma(s[b], c, table, xf + 8 * j, i);
+                if (fma) {
+                    few_fp4_fma(s[b], c, table_f32, &rows, 8 * j, n_x);
+                } else {
+                    UNROLL for (int i = 0; i < 4; i++)
+                        few_step(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4 * i), table),
+                                 &rows, 8 * j + 2 * i, n_x, false);
+                }
             }
         }
-        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] =
-            _mm512_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y[b]);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            few_add(out + b * LANES, s[b], e8m0_f32(at + 1024 + b * LANES), true, n_x);
     }
-    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
 }
 
-/* VDPBF16PS against FMAs makes no difference here: memory is slower than both. */
-static void one_fp8(float *out, const struct panel *p, const uint16_t *x)
+INLINE void few_fp8(float *out, const struct panel *p, const uint16_t *const *x, const int n_x,
+                    const bool fma)
 {
     const struct fp8_tables t = fp8_tables_load();
-    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                        _mm512_setzero_ps()};
     const uint8_t *at = p->data;
+    struct few_x rows;
 
     for (int g = 0; g * 128 < p->cols; g++) {
-        int end = p->cols < (g + 1) * 128 ? p->cols : (g + 1) * 128;
-        __m512 scale = _mm512_set1_ps(p->scale[g]);
-        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                            _mm512_setzero_ps()};
+        int n = p->cols - g * 128 < 128 ? p->cols - g * 128 : 128;
+        __m512 s[BLOCKS][FEW];
 
-        for (int k = g * 128; k < end; k += 4, at += 256) {
-            __m512i x0 = pair_of(x + k), x1 = pair_of(x + k + 2);
-
+        few_clear(s, n_x);
+        few_load(&rows, x, g * 128, n, n_x, fma);
+        for (int k = 0; k < n; k += 4, at += 256) {
             prefetch(at + AHEAD, 4);
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
                 __m512i w[2];
 
                 fp8_decode(at + 64 * b, &t, w);
-                s[b] = dot(s[b], w[0], x0);
-                s[b] = dot(s[b], w[1], x1);
+                few_step(s[b], w[0], &rows, k, n_x, fma);
+                few_step(s[b], w[1], &rows, k + 2, n_x, fma);
             }
         }
-        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm512_fmadd_ps(s[b], scale, y[b]);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            few_add(out + b * LANES, s[b], _mm512_set1_ps(p->scale[g]), true, n_x);
     }
-    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
 }
 
-static void one_bf16(float *out, const struct panel *p, const uint16_t *x)
+INLINE void few_bf16(float *out, const struct panel *p, const uint16_t *const *x, const int n_x,
+                     const bool fma)
 {
-    __m512 y[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                        _mm512_setzero_ps()};
     const uint8_t *at = p->data;
+    struct few_x rows;
 
     for (int g = 0; g < p->cols; g += 128) {
-        int end = p->cols < g + 128 ? p->cols : g + 128;
-        __m512 s[BLOCKS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                            _mm512_setzero_ps()};
+        int n = p->cols - g < 128 ? p->cols - g : 128;
+        __m512 s[BLOCKS][FEW];
 
-        for (int k = g; k < end; k += 2, at += 256) {
-            __m512i xk = pair_of(x + k);
-
+        few_clear(s, n_x);
+        few_load(&rows, x, g, n, n_x, fma);
+        for (int k = 0; k < n; k += 2, at += 256) {
             prefetch(at + AHEAD, 4);
-            UNROLL for (int b = 0; b < BLOCKS; b++) s[b] =
-                dot(s[b], _mm512_loadu_si512(at + 64 * b), xk);
+            UNROLL for (int b = 0; b < BLOCKS; b++)
+                few_step(s[b], load_codes(at + 64 * b), &rows, k, n_x, fma);
         }
-        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm512_add_ps(y[b], s[b]);
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            few_add(out + b * LANES, s[b], _mm512_setzero_ps(), false, n_x);
     }
-    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_storeu_ps(out + b * LANES, y[b]);
+}
+
+INLINE void few_of(float *out, const struct panel *p, const uint16_t *const *x, const int n_x,
+                   const bool fma)
+{
+    if (p->type == WEIGHT_FP4)
+        few_fp4(out, p, x, n_x, fma);
+    else if (p->type == WEIGHT_FP8)
+        few_fp8(out, p, x, n_x, fma);
+    else
+        few_bf16(out, p, x, n_x, fma);
+}
+
+/* 1 .. FEW rows; columns a multiple of 32. */
+INLINE void few(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                const bool fma)
+{
+    memset(out, 0, (size_t)n_x * PANEL_ROWS * sizeof(*out));
+    switch (n_x) {
+    case 1: /* memory is slower than either way; FMAs pay for FP4 alone */
+        few_of(out, p, x, 1, fma && p->type == WEIGHT_FP4);
+        break;
+    case 2:
+        few_of(out, p, x, 2, fma);
+        break;
+    case 3:
+        few_of(out, p, x, 3, fma);
+        break;
+    default:
+        few_of(out, p, x, FEW, fma);
+        break;
+    }
 }
 
 /* ---- several x rows: decode a chunk ---------------------------------------------------------- */
@@ -493,47 +551,40 @@ static struct chunk decode_for_fma(const struct panel *p, int k, int n,
 static void multiply_dot(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
                          struct panel_scratch *scratch)
 {
-    if (n_x > 1 || p->cols % 32 != 0)
-        multiply_chunks(out, p, x, n_x, scratch, decode_for_dot, tile_with_dot, NULL);
-    else if (p->type == WEIGHT_FP4)
-        one_fp4_dot(out, p, x[0]);
-    else if (p->type == WEIGHT_FP8)
-        one_fp8(out, p, x[0]);
+    if (n_x <= FEW && p->cols % 32 == 0)
+        few(out, p, x, n_x, false);
     else
-        one_bf16(out, p, x[0]);
+        multiply_chunks(out, p, x, n_x, scratch, decode_for_dot, tile_with_dot, NULL);
 }
 
 static void multiply_fma(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
                          struct panel_scratch *scratch)
 {
-    if (n_x > 1 || p->cols % 32 != 0)
-        multiply_chunks(out, p, x, n_x, scratch, decode_for_fma, tile_with_fma, widen);
-    else if (p->type == WEIGHT_FP4)
-        one_fp4_fma(out, p, x[0]);
-    else if (p->type == WEIGHT_FP8)
-        one_fp8(out, p, x[0]);
+    if (n_x <= FEW && p->cols % 32 == 0)
+        few(out, p, x, n_x, true);
     else
-        one_bf16(out, p, x[0]);
+        multiply_chunks(out, p, x, n_x, scratch, decode_for_fma, tile_with_fma, widen);
 }
 
 static const struct panel_kernels with_dot = {"avx512 dot", PANEL_ORDER_16, multiply_dot};
 static const struct panel_kernels with_fma = {"avx512 fma", PANEL_ORDER_16, multiply_fma};
 
-/* Nanoseconds of six x rows times a panel of one chunk. */
+/* Nanoseconds of 24 x rows times a panel of one chunk: enough rows that decoding matters little. */
 static int64_t time_chunk(panel_fn multiply)
 {
     static const uint8_t codes[PANEL_CHUNK / 4 * 256 + 4096] __attribute__((aligned(64)));
     static const uint16_t row[PANEL_CHUNK];
     static const float scale = 1;
-    const uint16_t *const x[TILE] = {row, row, row, row, row, row};
+    const uint16_t *x[4 * TILE];
     const struct panel p = {WEIGHT_FP8, codes, &scale, PANEL_CHUNK};
     struct panel_scratch scratch __attribute__((aligned(64)));
-    float out[TILE * PANEL_ROWS];
+    float out[4 * TILE * PANEL_ROWS];
     struct timespec t0, t1;
 
+    for (int i = 0; i < 4 * TILE; i++)
+        x[i] = row;
     clock_gettime(CLOCK_MONOTONIC, &t0);
-    for (int i = 0; i < 4; i++)
-        multiply(out, &p, x, TILE, &scratch);
+    multiply(out, &p, x, 4 * TILE, &scratch);
     clock_gettime(CLOCK_MONOTONIC, &t1);
     return (t1.tv_sec - t0.tv_sec) * 1000000000 + (t1.tv_nsec - t0.tv_nsec);
 }

@@ -22,35 +22,40 @@ uint64_t SIMD_NAME(cpu_read)(const void *p, size_t bytes)
     return all;
 }
 
+/* Chains are variables, not an array: gcc keeps an array in memory that an asm statement touches.
+ */
+#define EACH_CHAIN(do)                                                                             \
+    do                                                                                             \
+    (a) do(b) do(c) do(d) do(e) do(f) do(g) do(h) do(i) do(j) do(k) do(l)
+#define START(chain) vf chain = vf_set1(1.f);
+#define KEEP(chain) __asm__ volatile("" : "+v"(chain));
+#define FMA(chain)                                                                                 \
+    chain = vf_fma(x, y, chain);                                                                   \
+    KEEP(chain)
+#define DOT(chain)                                                                                 \
+    chain = vf_dot(chain, x, y);                                                                   \
+    KEEP(chain)
+
 double SIMD_NAME(cpu_fma)(int64_t n)
 {
-    vf sum[CHAINS], x = vf_set1(1.f), y = vf_set1(0x1p-20f);
+    vf x = vf_set1(1.f), y = vf_set1(0x1p-20f);
 
-    for (int j = 0; j < CHAINS; j++)
-        sum[j] = vf_set1((float)j);
-    for (int64_t i = 0; i < n; i++)
-#pragma GCC unroll 16
-        for (int j = 0; j < CHAINS; j++) {
-            sum[j] = vf_fma(x, y, sum[j]);
-            __asm__ volatile("" : "+v"(sum[j]));
-        }
+    EACH_CHAIN(START)
+    for (int64_t round = 0; round < n; round++) {
+        EACH_CHAIN(FMA)
+    }
     return 2.0 * VF_LANES * CHAINS * (double)n;
 }
 
 double SIMD_NAME(cpu_dot)(int64_t n)
 {
 #ifdef VF_HAS_DOT
-    vf sum[CHAINS];
     vi x = (vi)vf_set1(1.f), y = (vi)vf_set1(0x1p-20f);
 
-    for (int j = 0; j < CHAINS; j++)
-        sum[j] = vf_set1((float)j);
-    for (int64_t i = 0; i < n; i++)
-#pragma GCC unroll 16
-        for (int j = 0; j < CHAINS; j++) {
-            sum[j] = vf_dot(sum[j], x, y);
-            __asm__ volatile("" : "+v"(sum[j]));
-        }
+    EACH_CHAIN(START)
+    for (int64_t round = 0; round < n; round++) {
+        EACH_CHAIN(DOT)
+    }
     return 4.0 * VF_LANES * CHAINS * (double)n;
 #else
     (void)n;
