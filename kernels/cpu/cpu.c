@@ -80,6 +80,7 @@ struct cpu_level {
     const struct panel_kernels *(*panels)(void);
     const struct row_kernels *rows;
     void (*fill[5])(struct kernel_ops *ops);
+    void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
     size_t (*attention_bytes)(const struct kernel_dims *d);
     size_t (*index_bytes)(const struct kernel_dims *d);
     uint64_t (*read)(const void *p, size_t bytes);
@@ -92,8 +93,8 @@ struct cpu_level {
         "cpu-" #isa, panel_kernels_##isa, &cpu_rows_##isa,                                         \
             {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa,                   \
              cpu_attention_fill_##isa, cpu_index_fill_##isa},                                      \
-            cpu_attention_bytes_##isa, cpu_index_bytes_##isa, cpu_read_##isa, cpu_fma_##isa,       \
-            cpu_dot_##isa                                                                          \
+            cpu_pack_##isa, cpu_attention_bytes_##isa, cpu_index_bytes_##isa, cpu_read_##isa,      \
+            cpu_fma_##isa, cpu_dot_##isa                                                           \
     }
 
 static const struct cpu_level levels[] = {
@@ -211,6 +212,7 @@ static void fill(struct cpu *c, const struct cpu_level *level)
     c->ops.name = level->name;
     c->panels = level->panels();
     c->rows = level->rows;
+    c->pack = level->pack;
     cpu_weight_fill(&c->ops);
     cpu_linear_fill(&c->ops);
     cpu_moe_fill(&c->ops);

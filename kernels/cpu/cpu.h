@@ -57,6 +57,8 @@ struct cpu {
     struct kernel_ops ops; /* what k->ops points to */
     const struct panel_kernels *panels;
     const struct row_kernels *rows;
+    /* panel_pack(), faster */
+    void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
     struct cpu_part **parts; /* [n_parts] */
     int n_parts;
     struct cpu_arena *arena; /* packed weights */
@@ -134,6 +136,8 @@ void cpu_gate_fill(struct kernel_ops *ops);
     void cpu_attention_fill_##isa(struct kernel_ops *ops);                                         \
     size_t cpu_attention_bytes_##isa(const struct kernel_dims *d);                                 \
     void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
+    void cpu_pack_##isa(uint8_t *dst, const struct weight_src *src, int64_t i,                     \
+                        enum panel_order order);                                                   \
     uint64_t cpu_read_##isa(const void *p, size_t bytes);                                          \
     double cpu_fma_##isa(int64_t n);                                                               \
     double cpu_dot_##isa(int64_t n);                                                               \

@@ -208,6 +208,27 @@ VF_INLINE vi vi_gather(const uint8_t *base, int stride)
                                   _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 1);
 }
 
+VF_INLINE void vi_store(uint8_t *p, vi x)
+{
+    _mm256_storeu_si256((void *)p, x);
+}
+
+/* The lowest byte of each lane. */
+VF_INLINE void vi_store_bytes(uint8_t *p, vi x)
+{
+    x = _mm256_and_si256(x, _mm256_set1_epi32(255));
+    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+
+    _mm_storel_epi64((void *)p, _mm_packus_epi16(words, words));
+}
+
+/* Bytes of each 16-byte lane in another order. */
+VF_INLINE vi vi_shuffle_bytes(vi x, const uint8_t order[16])
+{
+    return _mm256_shuffle_epi8(x,
+                               _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)order)));
+}
+
 VF_INLINE vi vi_shift_right(vi x, int n)
 {
     return _mm256_srl_epi32(x, _mm_cvtsi32_si128(n));
@@ -231,6 +252,31 @@ VF_INLINE vf vf_e8m0(vi x)
     e = _mm256_max_epi32(e, _mm256_set1_epi32(0x00400000));
     return _mm256_castsi256_ps(
         _mm256_or_si256(e, _mm256_and_si256(nan, _mm256_set1_epi32(0x00400000))));
+}
+
+/* ---- packing (panel.c): one dword of each of 8 rows ---- */
+
+typedef uint32_t vu __attribute__((vector_size(32)));
+
+/* 4 FP8 codes of each row, as fp8_place() says: 8 rows of column 0, of 2, of 1, of 3. */
+VF_INLINE vi vu_fp8_unit(vu x)
+{
+    static const uint8_t order[16] = {0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15};
+    vi columns = vi_shuffle_bytes((vi)x, order); /* of rows 0 - 3, then of rows 4 - 7 */
+    __m128i a = _mm256_castsi256_si128(columns), b = _mm256_extracti128_si256(columns, 1);
+
+    return _mm256_set_m128i(_mm_unpackhi_epi32(a, b), _mm_unpacklo_epi32(a, b));
+}
+
+/* 8 FP4 codes of each row, as fp4_unit() says. */
+VF_INLINE vi vu_fp4_unit(vu x)
+{
+    static const uint8_t order[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
+    vu even = (x & 0x0F0F) | (x >> 16 & 0x0F0F) << 4;     /* bytes: columns 0 | 4, 2 | 6 */
+    vu odd = (x >> 4 & 0x0F0F) | (x >> 20 & 0x0F0F) << 4; /* 1 | 5, 3 | 7 */
+    vu joined = (even & 0xFF) | (odd & 0xFF) << 8 | (even & 0xFF00) << 8 | (odd & 0xFF00) << 16;
+
+    return vi_shuffle_bytes((vi)joined, order);
 }
 
 #endif

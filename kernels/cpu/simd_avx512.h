@@ -203,6 +203,23 @@ VF_INLINE vi vi_gather(const uint8_t *base, int stride)
     return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 1);
 }
 
+VF_INLINE void vi_store(uint8_t *p, vi x)
+{
+    _mm512_storeu_si512(p, x);
+}
+
+/* The lowest byte of each lane. */
+VF_INLINE void vi_store_bytes(uint8_t *p, vi x)
+{
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(x));
+}
+
+/* Bytes of each 16-byte lane in another order. */
+VF_INLINE vi vi_shuffle_bytes(vi x, const uint8_t order[16])
+{
+    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)order)));
+}
+
 VF_INLINE vi vi_shift_right(vi x, int n)
 {
     return _mm512_srl_epi32(x, _mm_cvtsi32_si128(n));
@@ -223,6 +240,32 @@ VF_INLINE vf vf_e8m0(vi x)
 
     e = _mm512_max_epi32(e, _mm512_set1_epi32(0x00400000));
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(e, nan, _mm512_set1_epi32(0x7FC00000)));
+}
+
+/* ---- packing (panel.c): one dword of each of 16 rows ---- */
+
+typedef uint32_t vu __attribute__((vector_size(64)));
+
+/* 4 FP8 codes of each row: (0, 1) of four rows, then (2, 3), as fp8_place() says. */
+VF_INLINE vi vu_fp8_unit(vu x)
+{
+    static const uint8_t order[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
+
+    return vi_shuffle_bytes((vi)x, order);
+}
+
+/* The low nibble of each byte, joined in the lower 16 bits. */
+VF_INLINE vu vu_low_nibbles(vu x)
+{
+    x = x & 0x0F0F0F0F;
+    x = (x | x >> 4) & 0x00FF00FF;
+    return (x | x >> 8) & 0xFFFF;
+}
+
+/* 8 FP4 codes of each row, as fp4_unit() says. */
+VF_INLINE vi vu_fp4_unit(vu x)
+{
+    return (vi)(vu_low_nibbles(x) | vu_low_nibbles(x >> 4) << 16);
 }
 
 #endif

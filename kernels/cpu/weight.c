@@ -13,6 +13,7 @@
 #include <string.h>
 
 struct pack_job {
+    const struct cpu *cpu;
     const struct weight_src *src;
     uint8_t *data;
     float *scale; /* FP8 */
@@ -25,7 +26,7 @@ static void pack_item(void *arg, int64_t item, struct cpu_part *part)
     struct pack_job *job = arg;
 
     (void)part;
-    panel_pack(job->data + (size_t)item * job->panel_bytes, job->src, item, job->order);
+    job->cpu->pack(job->data + (size_t)item * job->panel_bytes, job->src, item, job->order);
 }
 
 static bool is_packed(const struct weight_src *src)
@@ -90,8 +91,10 @@ static int cpu_weight_load(struct kernels *k, const struct weight_src *src, stru
         return -1;
     }
     int64_t n_panels = (src->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    struct pack_job job = {
-        .src = src, .panel_bytes = panel_bytes(src->type, src->cols), .order = c->panels->order};
+    struct pack_job job = {.cpu = c,
+                           .src = src,
+                           .panel_bytes = panel_bytes(src->type, src->cols),
+                           .order = c->panels->order};
     size_t data_bytes = (size_t)n_panels * job.panel_bytes;
     size_t n_scales = scale_count(src);
 
