@@ -399,7 +399,7 @@ static enum status_code bench_memory(const struct bench *b, struct status *st)
 enum status_code bench_tokenizer(const struct bench *b, struct status *st)
 {
     if (bench_open(b, st) == ST_OK && bench_memory(b, st) == ST_OK &&
-        bench_corpora(b, st) == ST_OK && bench_prompt(b, st) == ST_OK &&
+        bench_corpora(b, st) == ST_OK && bench_prompt(b, st) == ST_OK && bench_turns(b, st) == ST_OK &&
         bench_adversaries(b, st) == ST_OK)
         bench_detokenize(b, st);
     return st->code;
