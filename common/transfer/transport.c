@@ -9,7 +9,9 @@
 #include "common/transfer/tcp_address.h"
 
 #ifdef BATON_UCX_LOG_HANDLER
+#define asm __asm__ /* newer headers of UCX want GNU C's keyword */
 #include <ucs/debug/log_def.h>
+#undef asm
 #endif
 
 enum {
