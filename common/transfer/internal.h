@@ -95,7 +95,6 @@ struct transfer_peer {
     void *on_closed_arg;
     pthread_mutex_t lock; /* guards transport: written once, read by any thread */
     char transport[128];
-    bool flushed;         /* a put has ended well */
     bool transport_known; /* transfer thread's own note that the text is there */
 };
 
@@ -160,6 +159,9 @@ void peer_fail(struct transfer_peer *p, enum peer_state state, enum status_code 
 /** After every round: lanes' housekeeping; frees peers whose closing has ended.
  * @return how long the thread may sleep now, in ms; -1: until something happens */
 int peers_tend(struct transfer *t);
+
+/** Notes what the lane really uses, once; a flush has ended. */
+void peer_note_transport(struct transfer_peer *p);
 
 void peer_begin_close(struct msg *m); /* CMD_CLOSE */
 void peers_close_all(struct transfer *t);

@@ -115,11 +115,12 @@ void peers_close_all(struct transfer *t)
             peer_fail(p, PEER_CLOSING, ST_CANCELLED, "this worker stops");
 }
 
-/* Notes what the lane uses, once, after the first flush. */
-static void note_transport(struct transfer_peer *p)
+void peer_note_transport(struct transfer_peer *p)
 {
     char text[sizeof(p->transport)];
 
+    if (p->transport_known || p->state != PEER_OPEN)
+        return;
     p->lane->describe(p, text, sizeof(text));
     pthread_mutex_lock(&p->lock);
     memcpy(p->transport, text, sizeof(text));
@@ -136,8 +137,6 @@ int peers_tend(struct transfer *t)
         struct transfer_peer *p = *at;
         int ms = p->lane->tend(p);
 
-        if (p->flushed && !p->transport_known && p->state == PEER_OPEN)
-            note_transport(p);
         if (ms == LANE_GONE && p->puts == NULL && p->state == PEER_CLOSING) {
             *at = p->next;
             if (p->on_closed != NULL)

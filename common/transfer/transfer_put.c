@@ -291,7 +291,8 @@ static void put_deliver(struct put *u)
     };
 
     peer_forget(u);
-    u->peer->flushed |= r.status.code == ST_OK;
+    if (r.status.code == ST_OK)
+        peer_note_transport(u->peer); /* before done: who hears of it may ask for the transport */
     u->done(u->arg, &r);
     free(u);
 }
