@@ -2,6 +2,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/json.h"
+#include "common/text/prefix_tokens.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -286,6 +287,97 @@ static enum status_code bench_adversaries(const struct bench *b, struct status *
     return st->code;
 }
 
+/* A conversation of a million tokens, then turns behind it. */
+struct turn_run {
+    struct prefix_tokens *cache;
+    struct tokenizer_cache *words;
+    struct prompt prompt;
+    size_t text_len, n_specials; /* where the first turn ends */
+    size_t tail;                 /* where the next tail's text is taken from */
+    const struct buf *text;
+    struct token_list ids;
+    size_t n_reused;
+    struct status st;
+};
+
+static void add_special(struct turn_run *r, const char *special)
+{
+    prompt_append_special(&r->prompt, -1, special, (uint32_t)strlen(special));
+}
+
+/* A tail that was not there before: an answer and a question, a kilobyte together. */
+static void next_turn(void *ctx)
+{
+    struct turn_run *r = ctx;
+
+    r->prompt.text.len = r->text_len;
+    r->prompt.n_specials = r->n_specials;
+    for (int i = 0; i < 2; i++) {
+        size_t n = 450;
+        r->tail = (r->tail + 5000) % (r->text->len - 1000);
+        while (((unsigned char)r->text->data[r->tail] & 0xC0) == 0x80)
+            r->tail++;
+        while (((unsigned char)r->text->data[r->tail + n] & 0xC0) == 0x80)
+            n++;
+        prompt_append_text(&r->prompt, r->text->data + r->tail, n);
+        add_special(r, i == 0 ? "<｜User｜>" : "<｜Assistant｜>");
+    }
+    add_special(r, "<think>");
+    r->ids.n = 0;
+}
+
+static void encode_turn(void *ctx)
+{
+    struct turn_run *r = ctx;
+
+    prefix_tokens_encode(r->cache, r->words, &r->prompt, &r->ids, &r->n_reused, &r->st);
+}
+
+/* The first turn: as much text as makes a million tokens. */
+static enum status_code first_turn(const struct bench *b, struct turn_run *r, struct buf *text,
+                                   struct status *st)
+{
+    while (r->ids.n < MB) {
+        size_t done = text->len;
+        mix_corpora(b, done + 200000, text);
+        if (tokenizer_encode(b->tokenizer, r->words, text->data + done, text->len - done, 0,
+                             &r->ids, st) != ST_OK)
+            return st->code;
+    }
+    add_special(r, "<｜User｜>");
+    prompt_append_text(&r->prompt, text->data, text->len);
+    add_special(r, "<｜Assistant｜>");
+    add_special(r, "<think>");
+    r->text_len = r->prompt.text.len;
+    r->n_specials = r->prompt.n_specials;
+    r->ids.n = 0;
+    encode_turn(r);
+    *st = r->st;
+    return st->code;
+}
+
+static enum status_code bench_turns(const struct bench *b, struct status *st)
+{
+    struct buf text = {0};
+    struct turn_run r = {.text = &text};
+
+    if (tokenizer_added_id(b->tokenizer, "<think>", 7) < 0)
+        return status_ok(st); /* not V4's vocabulary */
+    if (prefix_tokens_new(b->tokenizer, 0, &r.cache, st) == ST_OK &&
+        tokenizer_cache_new(0, &r.words, st) == ST_OK && first_turn(b, &r, &text, st) == ST_OK) {
+        bench_report(b, "encode.second_turn_1m_tokens",
+                     bench_best(WARM_RUNS, encode_turn, next_turn, &r) * 1e3, "ms");
+        bench_report(b, "prefix_tokens.memory", (double)prefix_tokens_memory(r.cache) / MB, "MB");
+        *st = r.st;
+    }
+    prompt_deinit(&r.prompt);
+    prefix_tokens_free(r.cache);
+    tokenizer_cache_free(r.words);
+    token_list_deinit(&r.ids);
+    buf_deinit(&text);
+    return st->code;
+}
+
 struct decode_run {
     const struct tokenizer *t;
     struct token_list ids;
@@ -399,8 +491,8 @@ static enum status_code bench_memory(const struct bench *b, struct status *st)
 enum status_code bench_tokenizer(const struct bench *b, struct status *st)
 {
     if (bench_open(b, st) == ST_OK && bench_memory(b, st) == ST_OK &&
-        bench_corpora(b, st) == ST_OK && bench_prompt(b, st) == ST_OK && bench_turns(b, st) == ST_OK &&
-        bench_adversaries(b, st) == ST_OK)
+        bench_corpora(b, st) == ST_OK && bench_prompt(b, st) == ST_OK &&
+        bench_turns(b, st) == ST_OK && bench_adversaries(b, st) == ST_OK)
         bench_detokenize(b, st);
     return st->code;
 }
