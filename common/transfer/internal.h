@@ -90,6 +90,7 @@ struct transfer_peer {
     const struct lane_ops *lane;
     struct lane_ucx *ucx; /* the lane's own, by its kind */
     struct lane_tcp *tcp;
+    bool hurried;     /* the lane knows that this worker stops */
     struct put *puts; /* all that have not ended, list by peer_next */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
@@ -109,7 +110,7 @@ struct lane_ops {
     /** Asks the peer to confirm what was sent for u. */
     void (*flush)(struct put *u);
     /** Begins the end: by force when the peer is lost, else so that nothing is under way after. All
-     * requests end in time. */
+     * requests end in time. Called again when this worker stops meanwhile. */
     void (*close)(struct transfer_peer *p);
     /** Housekeeping, after every round. @return how long the thread may sleep, in ms; LANE_FOREVER;
      * LANE_GONE when the close has ended */

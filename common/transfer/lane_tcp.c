@@ -16,7 +16,8 @@
 enum {
     CONNECT_US = 2000000, /* per address, greeting included */
     GIVE_UP_US = 8000000, /* for all addresses */
-    BYE_US = 2000000,     /* for the peer to confirm that it has read everything */
+    BYE_US = 20000000,    /* for the peer to confirm that it has read everything */
+    STOP_US = 2000000,    /* the same when this worker stops: nobody here asks after that */
     STALL_US = 10000000,  /* with something outstanding and no sign of life */
 };
 
@@ -430,15 +431,18 @@ static void tcp_ready(struct watch *w, uint32_t events)
 }
 
 /* A peer that is well is asked to confirm that it has read everything: bytes that are still in the
- * socket would otherwise be written after the close. Without an answer in BYE_US it is cut off. */
+ * socket would otherwise be written after the close. A peer that is frozen, but whose kernel lives,
+ * is cut off after BYE_US. */
 static void tcp_close(struct transfer_peer *p)
 {
     struct lane_tcp *l = p->tcp;
 
     if (l->state == READY && p->state == PEER_CLOSING) {
         l->state = LEAVING;
-        l->deadline_us = clock_now_us() + BYE_US;
+        l->deadline_us = clock_now_us() + (p->t->stopping ? STOP_US : BYE_US);
         ask_ack(l, TCP_BYE, NULL);
+    } else if (l->state == LEAVING && p->t->stopping) {
+        l->deadline_us = clock_now_us() + STOP_US;
     } else if (l->state != LEAVING && l->state != GONE) {
         tcp_gone(l);
     }

@@ -110,9 +110,13 @@ void transfer_peer_close(struct transfer_peer *p, void (*on_closed)(void *arg), 
 
 void peers_close_all(struct transfer *t)
 {
-    for (struct transfer_peer *p = t->peers; p != NULL; p = p->next)
+    for (struct transfer_peer *p = t->peers; p != NULL; p = p->next) {
         if (p->state != PEER_CLOSING)
             peer_fail(p, PEER_CLOSING, ST_CANCELLED, "this worker stops");
+        else if (!p->hurried)
+            p->lane->close(p);
+        p->hurried = true;
+    }
 }
 
 void peer_note_transport(struct transfer_peer *p)

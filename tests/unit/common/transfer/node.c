@@ -23,6 +23,7 @@ enum op {
     OP_STOP,
     OP_SLAB,
     OP_FILL,
+    OP_FILL_RANGE,
     OP_READ,
     OP_COUNT,
     OP_DESCRIBE,
@@ -214,6 +215,9 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
     case OP_FILL:
         for (size_t i = 0; i < slabs[q->a].bytes; i++)
             slabs[q->a].base[i] = q->b ? (uint8_t)q->x : node_byte(q->x, i);
+        break;
+    case OP_FILL_RANGE:
+        memset(slabs[q->a].base + q->x, q->b, q->y);
         break;
     case OP_READ:
         buf_append(out, slabs[q->a].base + q->x, q->y);
@@ -431,6 +435,12 @@ void node_slab(struct node *n, int index, size_t bytes, bool from_heap)
 void node_fill(struct node *n, int slab, uint64_t seed, bool same)
 {
     must(ask(n, (struct request){.op = OP_FILL, .a = slab, .b = same, .x = seed}, NULL, NULL, 0));
+}
+
+void node_fill_range(struct node *n, int slab, uint64_t off, uint64_t bytes, uint8_t value)
+{
+    must(ask(n, (struct request){.op = OP_FILL_RANGE, .a = slab, .b = value, .x = off, .y = bytes},
+             NULL, NULL, 0));
 }
 
 void node_read(struct node *n, int slab, uint64_t off, size_t bytes, void *out)

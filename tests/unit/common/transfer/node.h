@@ -49,6 +49,7 @@ void node_slab(struct node *n, int index, size_t bytes, bool from_heap);
 
 /** Fills a slab with bytes of a seed, or with one value (seed 0..255 and same). */
 void node_fill(struct node *n, int slab, uint64_t seed, bool same);
+void node_fill_range(struct node *n, int slab, uint64_t off, uint64_t bytes, uint8_t value);
 void node_read(struct node *n, int slab, uint64_t off, size_t bytes, void *out);
 
 /** Counts bytes of a slab that differ from value. */

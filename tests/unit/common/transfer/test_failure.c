@@ -1,5 +1,6 @@
 /* Peers that die, come back, or come and go. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -72,6 +73,25 @@ static void a_receiver_serves_others_after_its_sender_was_killed_tcp(void **stat
 {
     (void)state;
     a_receiver_serves_others_after_its_sender_was_killed(TRANSFER_TCP);
+}
+
+/* The kernel of a frozen process goes on to acknowledge: only its full buffer tells. */
+static void a_frozen_receiver_fails_the_put_over_tcp(void **state)
+{
+    struct pair p = pair_open(TRANSFER_TCP);
+    struct node_result r;
+
+    (void)state;
+    pair_check_small_put(&p.from, &p.to, 0);
+    kill(p.to.pid, SIGSTOP);
+    pair_endless_put(&p, 1);
+    r = node_wait(&p.from, 1, NULL);
+    assert_int_equal(r.status.code, ST_UNAVAILABLE);
+    node_close(&p.from);
+    kill(p.to.pid, SIGCONT);
+    pair_connect(&p.from, &p.to);
+    pair_check_small_put(&p.from, &p.to, 1);
+    pair_end(&p);
 }
 
 static void a_descriptor_of_a_dead_receiver_gives_unavailable(enum transfer_kind kind)
@@ -147,6 +167,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_killed_receiver_fails_the_put_over_shared_memory),
         cmocka_unit_test(a_killed_receiver_fails_the_put_over_tcp),
+        cmocka_unit_test(a_frozen_receiver_fails_the_put_over_tcp),
         cmocka_unit_test(a_receiver_serves_others_after_its_sender_was_killed_shm),
         cmocka_unit_test(a_receiver_serves_others_after_its_sender_was_killed_tcp),
         cmocka_unit_test(a_descriptor_of_a_dead_receiver_gives_unavailable_shm),
