@@ -1,5 +1,4 @@
 /* args: unicode_ranges.json */
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,14 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#ifdef HAVE_PCRE2
-#include <pcre2.h>
-#endif
 
 #include "common/base/buf.h"
 #include "common/base/json.h"
 #include "common/text/pretokenize.h"
 #include "common/text/unicode.h"
+#ifdef HAVE_PCRE2
+#include "tests/lib/pcre2_split.h"
+#endif
 
 static const char *ranges_path;
 static uint32_t seed = 1;
@@ -160,98 +159,6 @@ static void classes_are_the_reference_engines(void **state)
 }
 
 #ifdef HAVE_PCRE2
-/* A \p{..} of the pattern as explicit ranges of our table: PCRE2 has another Unicode version, and
- * the table has its own test. */
-static void put_class(struct buf *b, uint8_t bits)
-{
-    for (uint32_t cp = 0; cp < 0x110000;) {
-        uint32_t end = cp;
-        while (end < 0x110000 && (unicode_class(end) & bits))
-            end++;
-        if (end > cp)
-            buf_printf(b, "\\x{%x}-\\x{%x}", cp, end - 1);
-        cp = end + 1;
-    }
-}
-
-static void put_pattern(struct buf *b, const char *p)
-{
-    static const struct {
-        const char *name;
-        uint8_t bits;
-    } classes[] = {
-        {"\\p{L}", UNICODE_LETTER},
-        {"\\p{M}", UNICODE_MARK},
-        {"\\p{N}", UNICODE_NUMBER},
-        {"\\p{P}\\p{S}", UNICODE_SYMBOL},
-        {"\\s", UNICODE_BLANK | UNICODE_NEWLINE},
-        {"\\S", UNICODE_BLANK | UNICODE_NEWLINE},
-    };
-    bool inside = false;
-
-    while (*p != '\0') {
-        size_t i = 0, n = sizeof(classes) / sizeof(*classes);
-        while (i < n && strncmp(p, classes[i].name, strlen(classes[i].name)) != 0)
-            i++;
-        if (i < n) {
-            if (!inside)
-                buf_puts(b, classes[i].name[1] == 'S' ? "[^" : "[");
-            put_class(b, classes[i].bits);
-            if (!inside)
-                buf_puts(b, "]");
-            p += strlen(classes[i].name);
-            continue;
-        }
-        if (*p == '\\') {
-            buf_append(b, p, 2);
-            p += 2;
-            continue;
-        }
-        inside = *p == '[' ? true : *p == ']' ? false : inside;
-        buf_append(b, p++, 1);
-    }
-}
-
-static pcre2_code *compile(const char *pattern)
-{
-    struct buf b = {0};
-    PCRE2_SIZE at;
-    pcre2_code *code;
-    int error;
-
-    put_pattern(&b, pattern);
-    code = pcre2_compile((PCRE2_SPTR)b.data, b.len, PCRE2_UTF, &error, &at, NULL);
-    if (code == NULL)
-        fail_msg("pattern %s: error %d at %zu", pattern, error, at);
-    assert_int_equal(pcre2_jit_compile(code, PCRE2_JIT_COMPLETE), 0);
-    buf_deinit(&b);
-    return code;
-}
-
-/* Splits text by regexes from `which` on; ends of pieces go to out. */
-static void split(pcre2_code *const *codes, int which, const char *text, size_t from, size_t to,
-                  size_t *out, size_t *n_out)
-{
-    pcre2_match_data *match;
-    size_t done = from, pos = from;
-
-    if (which == 3) {
-        if (to > from)
-            out[(*n_out)++] = to;
-        return;
-    }
-    match = pcre2_match_data_create_from_pattern(codes[which], NULL);
-    while (pos < to && pcre2_match(codes[which], (PCRE2_SPTR)(text + from), to - from, pos - from,
-                                   0, match, NULL) > 0) {
-        const PCRE2_SIZE *at = pcre2_get_ovector_pointer(match);
-        split(codes, which + 1, text, done, from + at[0], out, n_out);
-        split(codes, which + 1, text, from + at[0], from + at[1], out, n_out);
-        done = pos = from + at[1];
-    }
-    split(codes, which + 1, text, done, to, out, n_out);
-    pcre2_match_data_free(match);
-}
-
 static uint32_t random_char(void)
 {
     static const char ascii[] = "aZ0 \t\n\r.,'_-<|x  \n";
@@ -278,21 +185,19 @@ static uint32_t random_char(void)
 
 static void pcre2_gives_the_same_pieces(void **state)
 {
-    pcre2_code *codes[3];
+    struct pcre2_split *splitter = pcre2_split_new();
     struct buf text = {0};
     size_t ends[200];
 
     (void)state;
-    for (int i = 0; i < 3; i++)
-        codes[i] = compile(pretokenize_patterns[i]);
     seed = 7;
     for (int run = 0; run < 20000; run++) {
-        size_t n_ends = 0, pos = 0;
+        size_t n_ends, pos = 0;
         uint32_t n = 1 + rnd(run % 4 == 0 ? 60 : 12);
         text.len = 0;
         for (uint32_t i = 0; i < n; i++)
             put(&text, random_char());
-        split(codes, 0, text.data, 0, text.len, ends, &n_ends);
+        n_ends = pcre2_split_ends(splitter, text.data, text.len, ends);
         for (size_t i = 0; i < n_ends; i++) {
             size_t end = pretokenize_next((const uint8_t *)text.data, text.len, pos);
             if (end != ends[i])
@@ -303,8 +208,7 @@ static void pcre2_gives_the_same_pieces(void **state)
         assert_int_equal(pos, text.len);
     }
     buf_deinit(&text);
-    for (int i = 0; i < 3; i++)
-        pcre2_code_free(codes[i]);
+    pcre2_split_free(splitter);
 }
 #endif
 

@@ -14,8 +14,8 @@
 #include <cmocka.h>
 
 #include "common/base/json.h"
-#include "common/text/pretokenize.h"
 #include "common/text/tokenizer.h"
+#include "tests/lib/toy_tokenizer.h"
 
 static const char *real_path;
 static char dir[64], toy_path[96], cache_path[112]; /* a folder of this test's own */
@@ -62,102 +62,12 @@ static void read_file(const char *path, struct buf *out)
     fclose(f);
 }
 
-/* A tokenizer.json of 256 bytes, five merges and five added tokens; a part that is not NULL
- * replaces the usual one. */
-struct toy {
-    const char *version, *truncation, *padding, *added, *normalizer, *pre_tokenizer,
-        *post_processor, *decoder, *model, *vocab_tail, *merges, *more, *split;
-    bool merges_first;
-};
-
-static void put_byte_char(struct buf *b, int byte)
-{
-    int next = 0x100;
-
-    for (int c = 0; c <= byte; c++) {
-        bool printable = (c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c <= 0xAC) || c >= 0xAE;
-        int cp = printable ? c : next++;
-        if (c < byte)
-            continue;
-        if (cp == '"' || cp == '\\')
-            buf_printf(b, "\\%c", cp);
-        else if (cp < 0x80)
-            buf_printf(b, "%c", cp);
-        else
-            buf_printf(b, "%c%c", 0xC0 | cp >> 6, 0x80 | (cp & 0x3F));
-    }
-}
-
-#define OR(value, usual) ((value) != NULL ? (value) : (usual))
-
-static void put_pre_tokenizer(struct buf *b, const struct toy *t)
-{
-    buf_puts(b, "{\"type\": \"Sequence\", \"pretokenizers\": [");
-    for (int i = 0; i < 3; i++) {
-        buf_puts(b, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
-        json_write_string(b, pretokenize_patterns[i], strlen(pretokenize_patterns[i]));
-        buf_printf(b, "}, %s}, ", OR(t->split, "\"behavior\": \"Isolated\", \"invert\": false"));
-    }
-    buf_puts(b, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
-                "\"use_regex\": false}]}");
-}
-
-static void put_vocab_and_merges(struct buf *b, const struct toy *t)
-{
-    const char *merges =
-        OR(t->merges, "[\"a b\", [\"ab\", \"c\"], \"\xC4\xA0 t\", \"\xC4\xA0t h\", "
-                      "\"\\\" \\\"\"]");
-
-    if (t->merges_first)
-        buf_printf(b, "\"merges\": %s, ", merges);
-    buf_puts(b, "\"vocab\": {");
-    for (int c = 0; c < 256; c++) {
-        buf_puts(b, "\"");
-        put_byte_char(b, c);
-        buf_printf(b, "\": %d, ", c);
-    }
-    buf_printf(b, "%s}",
-               OR(t->vocab_tail,
-                  "\"ab\": 256, \"abc\": 257, \"\\u0120t\": 258, \"\xC4\xA0th\": 259, "
-                  "\"\\\"\\\"\": 260, \"<s>\": 261"));
-    if (!t->merges_first)
-        buf_printf(b, ", \"merges\": %s", merges);
-}
-
-#define ADDED(id, content, normalized, special)                                                    \
-    "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": false, "  \
-    "\"rstrip\": false, \"normalized\": " #normalized ", \"special\": " #special "}"
-
-static void put_toy(struct buf *b, const struct toy *t)
-{
-    b->len = 0;
-    buf_printf(b, "{\"version\": %s, \"truncation\": %s, \"padding\": %s, \"added_tokens\": %s, ",
-               OR(t->version, "\"1.0\""), OR(t->truncation, "null"), OR(t->padding, "null"),
-               OR(t->added,
-                  "[" ADDED(261, "<s>", false, true) ", " ADDED(262, "<ab", true, false) ", " ADDED(
-                      263, "<abc>", true, false) ", " ADDED(264, "b<s", true,
-                                                            false) ", " ADDED(265, "<s><s>", false,
-                                                                              false) "]"));
-    buf_printf(b, "\"normalizer\": %s, \"pre_tokenizer\": ",
-               OR(t->normalizer, "{\"type\": \"Sequence\", \"normalizers\": []}"));
-    if (t->pre_tokenizer != NULL)
-        buf_puts(b, t->pre_tokenizer);
-    else
-        put_pre_tokenizer(b, t);
-    buf_printf(b, ", \"post_processor\": %s, \"decoder\": %s, %s\"model\": {%s, ",
-               OR(t->post_processor, "{\"type\": \"ByteLevel\"}"),
-               OR(t->decoder, "{\"type\": \"ByteLevel\"}"), OR(t->more, ""),
-               OR(t->model, "\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
-                            "\"fuse_unk\": false, \"byte_fallback\": false"));
-    put_vocab_and_merges(b, t);
-    buf_puts(b, "}}");
-}
-
-static enum status_code open_toy(const struct toy *t, struct tokenizer **out, struct status *st)
+static enum status_code open_toy(const struct toy_tokenizer *t, struct tokenizer **out,
+                                 struct status *st)
 {
     struct buf b = {0};
 
-    put_toy(&b, t);
+    toy_tokenizer_json(&b, t);
     write_file(toy_path, b.data, b.len);
     buf_deinit(&b);
     return tokenizer_open(toy_path, out, st);
@@ -207,7 +117,7 @@ static void a_small_file_is_read_and_added_tokens_go_in_two_passes(void **state)
     bool added;
 
     (void)state;
-    if (open_toy(&(struct toy){.version = NULL}, &t, &st) != ST_OK)
+    if (open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st) != ST_OK)
         fail_msg("%s", st.msg);
     assert_int_equal(tokenizer_vocab(t), 266);
     check_toy_ids(t);
@@ -230,7 +140,7 @@ static void merges_may_stand_before_the_vocabulary(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.merges_first = true}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.merges_first = true}, &t, &st), ST_OK);
     check_toy_ids(t);
     tokenizer_free(t);
 }
@@ -239,7 +149,7 @@ static void what_is_not_supported_is_refused_by_name(void **state)
 {
 #define V "\"ab\": 256, \"abc\": 257, \"\\u0120t\": 258, \"\xC4\xA0th\": 259, \"\\\"\\\"\": 260"
     static const struct {
-        struct toy toy;
+        struct toy_tokenizer toy;
         const char *words[2]; /* both stand in the message */
     } cases[] = {
         {{.version = "\"2.0\""}, {"version", "1.0"}},
@@ -300,14 +210,16 @@ static void what_is_not_supported_is_refused_by_name(void **state)
         {{.added = "[{\"id\": 261, \"content\": \"<s>\", \"normalized\": false, \"single_word\": "
                    "true}]"},
          {"added_tokens[0]", "single_word"}},
-        {{.added = "[" ADDED(261, "other", false, false) "]"},
+        {{.added = "[" TOY_ADDED(261, "other", false, false) "]"},
          {"added_tokens[0]", "another string"}},
-        {{.added = "[" ADDED(261, "<s>", false, false) ", " ADDED(261, "<s>", false, false) "]"},
+        {{.added =
+              "[" TOY_ADDED(261, "<s>", false, false) ", " TOY_ADDED(261, "<s>", false, false) "]"},
          {"added_tokens[1]", "same id"}},
-        {{.added = "[" ADDED(262, "xx", false, false) ", " ADDED(263, "xx", false, false) "]"},
+        {{.added =
+              "[" TOY_ADDED(262, "xx", false, false) ", " TOY_ADDED(263, "xx", false, false) "]"},
          {"added_tokens", "same string"}},
-        {{.added = "[" ADDED(262, "ab", false, false) "]"}, {"added_tokens[0]", "another id"}},
-        {{.added = "[" ADDED(300, "xx", false, false) "]"}, {"262", "holes"}},
+        {{.added = "[" TOY_ADDED(262, "ab", false, false) "]"}, {"added_tokens[0]", "another id"}},
+        {{.added = "[" TOY_ADDED(300, "xx", false, false) "]"}, {"262", "holes"}},
     };
 
     (void)state;
@@ -331,7 +243,7 @@ static void a_vocabulary_without_every_byte_is_refused(void **state)
     char *at;
 
     (void)state;
-    put_toy(&b, &(struct toy){.version = NULL});
+    toy_tokenizer_json(&b, &(struct toy_tokenizer){.version = NULL});
     at = strstr(buf_cstr(&b), "\"A\": 65");
     memcpy(at, "\"<>\":65", 7);
     write_file(toy_path, b.data, b.len);
@@ -347,7 +259,7 @@ static void a_file_cut_anywhere_is_refused(void **state)
     struct status st;
 
     (void)state;
-    put_toy(&b, &(struct toy){.version = NULL});
+    toy_tokenizer_json(&b, &(struct toy_tokenizer){.version = NULL});
     for (size_t n = 1; n < b.len; n += 1 + n % 5) {
         write_file(toy_path, b.data, n);
         if (tokenizer_open(toy_path, &t, &st) == ST_OK)
@@ -366,7 +278,7 @@ static void a_damaged_file_never_does_harm(void **state)
     uint32_t seed = 3;
 
     (void)state;
-    put_toy(&b, &(struct toy){.version = NULL});
+    toy_tokenizer_json(&b, &(struct toy_tokenizer){.version = NULL});
     for (int i = 0; i < 1500; i++) {
         struct tokenizer *t;
         struct status st;
@@ -395,7 +307,7 @@ static void the_cache_file_gives_the_same_tokenizer(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     tokenizer_free(t);
     assert_int_equal(access(cache_path, R_OK), 0);
     assert_int_equal(tokenizer_open(dir, &t, &st), ST_OK);
@@ -410,14 +322,15 @@ static void a_cache_file_of_another_tokenizer_json_is_not_used(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     tokenizer_free(t);
     /* the same length, another order of the merges */
-    assert_int_equal(open_toy(&(struct toy){.merges = "[\"b c\", [\"ab\", \"c\"], \"\xC4\xA0 t\", "
-                                                      "\"\xC4\xA0t h\", \"\\\" \\\"\"]",
-                                            .vocab_tail = V ", \"<s>\": 261, \"bc\": 266"},
-                              &t, &st),
-                     ST_OK);
+    assert_int_equal(
+        open_toy(&(struct toy_tokenizer){.merges = "[\"b c\", [\"ab\", \"c\"], \"\xC4\xA0 t\", "
+                                                   "\"\xC4\xA0t h\", \"\\\" \\\"\"]",
+                                         .vocab_tail = V ", \"<s>\": 261, \"bc\": 266"},
+                 &t, &st),
+        ST_OK);
     check_ids(t, NULL, "abc", 0, "97 266");
     tokenizer_free(t);
 }
@@ -429,7 +342,7 @@ static void a_damaged_cache_file_is_made_anew(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     tokenizer_free(t);
     read_file(cache_path, &good);
     for (size_t at = 0; at < good.len; at += at < 400 ? 1 : 997) {
@@ -464,7 +377,7 @@ static void nothing_is_written_into_a_read_only_folder(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     tokenizer_free(t);
     unlink(cache_path);
     chmod(dir, 0555);
@@ -482,7 +395,7 @@ static void many_processes_may_open_at_once(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     tokenizer_free(t);
     for (int round = 0; round < ROUNDS; round++) {
         unlink(cache_path);
@@ -554,7 +467,7 @@ static void a_cache_serves_one_tokenizer_after_another(void **state)
 
     (void)state;
     assert_int_equal(tokenizer_open(real_path, &real, &st), ST_OK);
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &toy, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &toy, &st), ST_OK);
     assert_int_equal(tokenizer_cache_new(0, &c, &st), ST_OK);
     check_ids(real, c, "Hello the", 0, "19923 270");
     check_ids(toy, c, "Hello the", 0, "72 101 108 108 111 259 101");
@@ -615,7 +528,7 @@ static void invalid_utf8_is_refused_with_its_offset(void **state)
     struct status st;
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         struct token_list ids = {0};
         char where[32];
@@ -640,7 +553,7 @@ static void a_prompt_has_special_tokens_only_where_it_says_so(void **state)
     static const int32_t expected[] = {261, 60, 256, 261, 257, 263, 60, 115, 62};
 
     (void)state;
-    assert_int_equal(open_toy(&(struct toy){.version = NULL}, &t, &st), ST_OK);
+    assert_int_equal(open_toy(&(struct toy_tokenizer){.version = NULL}, &t, &st), ST_OK);
     prompt_init(&p);
     prompt_append_special(&p, 261, "<s>", 3);
     prompt_append_text(&p, "<a", 2);
