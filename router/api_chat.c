@@ -1,11 +1,8 @@
 /*
  * api_chat: POST /v1/chat/completions.
  */
-#include <string.h>
-
 #include "common/base/clock.h"
 #include "common/base/json.h"
-#include "common/base/log.h"
 #include "router/ids.h"
 #include "router/job.h"
 #include "router/routes.h"
@@ -17,7 +14,8 @@ static void begin_choice(struct job *j, struct job_choice *c, struct buf *out)
     struct chat_usage usage = job_usage(j);
 
     if (j->sse.head.len == 0)
-        chat_sse_init(&j->sse, j->id, j->created, j->thread->router->model_name);
+        chat_sse_init(&j->sse, "chat.completion.chunk", j->id, j->created,
+                      j->thread->router->model_name);
     chat_sse_role(&j->sse, c->index, &usage, out);
 }
 
@@ -50,21 +48,6 @@ static void end_choice(struct job *j, struct job_choice *c, struct buf *out)
     struct chat_usage usage = job_usage(j);
 
     chat_sse_finish(&j->sse, c->index, c->answer.finish, &usage, out);
-}
-
-static void end(struct job *j, struct buf *out)
-{
-    struct chat_usage usage = job_usage(j);
-    struct buf path = {0};
-
-    if (j->include_usage)
-        chat_sse_usage(&j->sse, &usage, out);
-    if (j->wants_path) {
-        job_put_path(j, &path);
-        chat_sse_path(&j->sse, &path, out);
-        buf_deinit(&path);
-    }
-    chat_sse_done(out);
 }
 
 static void error(struct job *j, int http_status, const char *message, struct buf *out)
@@ -110,25 +93,12 @@ static void put_choice(const struct job_choice *c, struct buf *out)
 
 static void whole(struct job *j, struct buf *out)
 {
-    const char *model = j->thread->router->model_name;
-    struct chat_usage usage = job_usage(j);
-
-    buf_printf(out,
-               "{\"id\":\"%s\",\"object\":\"chat.completion\",\"created\":%lld,\"model\":", j->id,
-               (long long)j->created);
-    json_write_string(out, model, strlen(model));
-    buf_puts(out, ",\"choices\":[");
+    job_put_head(j, "chat.completion", out);
     for (unsigned i = 0; i < j->n_choices; i++) {
         buf_puts(out, i > 0 ? "," : "");
         put_choice(&j->choices[i], out);
     }
-    buf_puts(out, "],\"usage\":");
-    chat_usage_json(&usage, out);
-    if (j->wants_path) {
-        buf_puts(out, ",\"baton\":");
-        job_put_path(j, out);
-    }
-    buf_puts(out, "}");
+    job_put_tail(j, out);
 }
 
 static const struct job_format format = {
@@ -136,7 +106,7 @@ static const struct job_format format = {
     .begin_choice = begin_choice,
     .delta = delta,
     .end_choice = end_choice,
-    .end = end,
+    .end = job_put_stream_tail,
     .error = error,
     .whole = whole,
 };
@@ -157,10 +127,7 @@ void api_chat(struct router_thread *t, struct http_exchange *x)
         job_name_request(x, task.params.rid, request_id);
         job_start(t, x, &format, &task, request_id, begun_us);
     } else {
-        job_name_request(x, NULL, request_id);
-        log_debug("%s: refused: %s", request_id, err.message);
-        http_reply_header(x, "x-request-id", request_id);
-        reply_error(t, x, err.status, err.param, err.code, err.message);
+        job_refuse(t, x, &err);
     }
     text_task_deinit(&task);
 }

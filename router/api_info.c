@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/json.h"
+#include "common/text/chat_profile.h"
 #include "router/routes.h"
 
 static void put_string(struct buf *out, const char *s)
@@ -139,6 +140,24 @@ void api_workers(struct router_thread *t, struct http_exchange *x)
             put_worker(&body, workers_at(t->workers, role, i));
         }
     buf_puts(&body, "]}");
+    reply_json(t, x, 200, &body);
+    buf_deinit(&body);
+}
+
+void api_model_info(struct router_thread *t, struct http_exchange *x)
+{
+    struct buf body = {0};
+
+    buf_puts(&body, "{\"model_path\":");
+    put_string(&body, t->router->model_name);
+    buf_puts(&body, ",\"tokenizer_path\":");
+    put_string(&body, t->router->options->tokenizer_path);
+    buf_printf(&body, ",\"is_generation\":true,\"vocab_size\":%d,\"context_length\":%llu,",
+               tokenizer_vocab(t->router->tokenizer),
+               (unsigned long long)workers_context_length(t->workers));
+    buf_printf(&body, "\"effort_profile\":\"%s\",\"default_thinking\":%s}",
+               chat_profile_name(t->router->chat.profile),
+               t->router->chat.default_thinking ? "true" : "false");
     reply_json(t, x, 200, &body);
     buf_deinit(&body);
 }

@@ -88,6 +88,17 @@ static void on_parsed(void *ctx, const struct parse_event *e)
     }
 }
 
+/* Text that the model has written. */
+static void take_text(struct chat_answer *a, const struct buf *text)
+{
+    if (text->len == 0)
+        return;
+    if (a->parse != NULL)
+        parse_push(a->parse, text->data, text->len);
+    else
+        put_content(a, text->data, text->len);
+}
+
 /* ---- tokens in ------------------------------------------------------------------------------- */
 
 /* The end: everything held back comes out, unless a stop string has ended it. */
@@ -98,9 +109,9 @@ static void finish(struct chat_answer *a, const char *engine_finish)
     text->len = 0;
     if (!a->stopped) {
         detokenizer_finish(&a->detokenizer, text);
-        parse_push(a->parse, text->data, text->len);
+        take_text(a, text);
     }
-    a->finish = parse_finish(a->parse, engine_finish);
+    a->finish = a->parse != NULL ? parse_finish(a->parse, engine_finish) : engine_finish;
     if (a->stopped)
         a->finish = "stop";
     else
@@ -122,7 +133,7 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
         bool silent = is_silent(a, ids[i], last);
 
         a->n_completion++;
-        a->n_reasoning += !silent && parse_in_reasoning(a->parse);
+        a->n_reasoning += !silent && a->parse != NULL && parse_in_reasoning(a->parse);
         if (silent)
             continue;
         text->len = 0;
@@ -133,9 +144,8 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
                               "has %d",
                               ids[i], tokenizer_vocab(a->router->tokenizer));
         }
-        if (text->len > 0)
-            parse_push(a->parse, text->data, text->len);
-        if (a->stopped || parse_is_over(a->parse))
+        take_text(a, text);
+        if (a->stopped || (a->parse != NULL && parse_is_over(a->parse)))
             finish(a, "stop");
     }
     if (a->finish == NULL && engine_finish != BATON__V1__FINISH_REASON__FINISH_NONE)
@@ -159,10 +169,11 @@ enum status_code chat_answer_init(struct chat_answer *a, const struct router *ro
         .emit = emit,
         .arg = arg,
         .separate_reasoning = p->separate_reasoning,
-        .in_reasoning = task->start == TURN_REASONING,
+        .in_reasoning = !task->raw && task->start == TURN_REASONING,
         .no_stop_trim = p->no_stop_trim,
     };
-    if (parse_new(&options, on_parsed, a, &a->parse, st) != ST_OK)
+    status_ok(st);
+    if (!task->raw && parse_new(&options, on_parsed, a, &a->parse, st) != ST_OK)
         return st->code;
     if (p->n_stop > 0)
         return stop_new(p->n_stop, p->stop, !p->no_stop_trim, &a->stop, st);

@@ -1,7 +1,7 @@
 /*
- * chat_answer: one choice of a chat completion: tokens in, deltas out.
+ * chat_answer: one choice of an answer: tokens in, deltas out.
  *
- *   tokens ─▶ detokenizer ─▶ parser ─▶ stop strings (content only) ─▶ deltas
+ *   tokens ─▶ detokenizer ─▶ parser (not for raw text) ─▶ stop strings (content only) ─▶ deltas
  *
  * Neighbouring pieces of one push and of one kind come as one delta.
  *
@@ -42,8 +42,8 @@ struct chat_answer {
     const struct router *router;
     struct chat_answer_scratch *scratch;
     struct detokenizer detokenizer;
-    struct parse *parse;
-    struct stop *stop; /* NULL: no stop strings */
+    struct parse *parse; /* NULL: raw text */
+    struct stop *stop;   /* NULL: no stop strings */
     chat_delta_fn emit;
     void *arg;
     bool separate_reasoning;

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+enum { COMPLETION_MAX_TOKENS = 16 };
+
 static bool read_stop(const struct field *f, const struct json *v, void *out,
                       struct chat_error *err)
 {
@@ -55,58 +57,59 @@ static bool read_seed(const struct field *f, const struct json *v, void *out,
     return true;
 }
 
+/* Text is what everybody gets. */
+static bool read_modalities(const struct field *f, const struct json *v, void *out,
+                            struct chat_error *err)
+{
+    (void)out;
+    for (uint32_t i = 0; v->type == JSON_ARRAY && i < v->len; i++)
+        if (!json_is(&v->items[i], "text"))
+            return field_fail(err, f->name, "unsupported_parameter",
+                              "modalities other than text are not supported by this server");
+    return v->type == JSON_ARRAY ||
+           field_fail(err, f->name, "invalid_type", "modalities must be a list");
+}
+
 static bool read_stream_options(const struct field *f, const struct json *v, void *out,
                                 struct chat_error *err)
 {
-    static const struct field table[] = {
+    static const struct field options[] = {
         {"include_usage", FIELD_BOOL, offsetof(struct chat_params, include_usage)},
         {"continuous_usage_stats", FIELD_BOOL, offsetof(struct chat_params, continuous_usage)},
         {"include_obfuscation", FIELD_NEUTRAL, .neutral = "false"},
         {NULL},
     };
-    (void)f;
-    if (!fields_read(table, v, out, err)) {
-        char inner[sizeof(err->param)];
+    static const struct field *const tables[] = {options, NULL};
+    char inner[sizeof(err->param)];
 
-        memcpy(inner, err->param, sizeof(inner));
-        snprintf(err->param, sizeof(err->param), "stream_options%s%.100s", *inner ? "." : "",
-                 inner);
-        return false;
-    }
-    return true;
+    (void)f;
+    if (fields_read(tables, v, out, err))
+        return true;
+    memcpy(inner, err->param, sizeof(inner));
+    snprintf(err->param, sizeof(err->param), "stream_options%s%.100s", *inner ? "." : "", inner);
+    return false;
 }
 
 #define AT(member) offsetof(struct chat_params, member)
-#define ELSEWHERE(name)                                                                            \
+#define ELSEWHERE(text)                                                                            \
     {                                                                                              \
-        name, FIELD_ELSEWHERE                                                                      \
+        .name = text, .kind = FIELD_ELSEWHERE                                                      \
     }
-#define NO_EFFECT(name)                                                                            \
+#define NO_EFFECT(text)                                                                            \
     {                                                                                              \
-        name, FIELD_NO_EFFECT                                                                      \
+        .name = text, .kind = FIELD_NO_EFFECT                                                      \
     }
-#define NEUTRAL(name, values)                                                                      \
+#define NEUTRAL(text, values)                                                                      \
     {                                                                                              \
-        name, FIELD_NEUTRAL, .neutral = values                                                     \
+        .name = text, .kind = FIELD_NEUTRAL, .neutral = values                                     \
     }
 
-static const struct field table[] = {
-    /* The prompt: common/text/chat reads these. */
-    ELSEWHERE("messages"),
-    ELSEWHERE("tools"),
-    ELSEWHERE("tool_choice"),
-    ELSEWHERE("parallel_tool_calls"),
-    ELSEWHERE("response_format"),
-    ELSEWHERE("thinking"),
-    ELSEWHERE("reasoning_effort"),
-    ELSEWHERE("chat_template_kwargs"),
-    ELSEWHERE("continue_final_message"),
-    ELSEWHERE("task"),
+/* What every API that generates takes. */
+static const struct field shared_fields[] = {
     /* The generation. */
     {"model", FIELD_STRING, AT(model), .max = 256},
     {"n", FIELD_INT, AT(n), 1, CHAT_CHOICES_MAX},
     {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
-    {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
     {"min_tokens", FIELD_INT, AT(min_tokens), 0, INT32_MAX},
     {"temperature", FIELD_FLOAT, AT(temperature), 0, 2},
     {"top_p", FIELD_FLOAT, AT(top_p), 1e-9, 1},
@@ -122,8 +125,6 @@ static const struct field table[] = {
     {"stream_options", FIELD_READ, .read = read_stream_options},
     {"no_stop_trim", FIELD_BOOL, AT(no_stop_trim)},
     {"include_stop_str_in_output", FIELD_BOOL, AT(no_stop_trim)}, /* vLLM's name */
-    {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
-    {"include_reasoning", FIELD_NEUTRAL, .neutral = "true"},
     /* Labels. */
     NO_EFFECT("user"),
     NO_EFFECT("metadata"),
@@ -136,28 +137,18 @@ static const struct field table[] = {
     NEUTRAL("repetition_penalty", "1"),
     NEUTRAL("length_penalty", "1"),
     NEUTRAL("logit_bias", "{}"),
-    NEUTRAL("logprobs", "false"),
-    NEUTRAL("top_logprobs", "0"),
     NEUTRAL("prompt_logprobs", "0|false"),
     NEUTRAL("best_of", "1"),
     NEUTRAL("use_beam_search", "false"),
     NEUTRAL("echo", "false"),
-    NEUTRAL("add_generation_prompt", "true"),
-    NEUTRAL("add_special_tokens", "false"),
+    NEUTRAL("add_special_tokens", "true|false"), /* the tokenizer adds none either way */
     NEUTRAL("skip_special_tokens", "true"),
     NEUTRAL("spaces_between_special_tokens", "true"),
-    NEUTRAL("stream_reasoning", "true"),
     NEUTRAL("store", "false"),
     NEUTRAL("service_tier", "\"auto\"|\"default\""),
-    NEUTRAL("verbosity", "\"medium\""),
-    NEUTRAL("modalities", "[]"),
-    NEUTRAL("audio", NULL),
-    NEUTRAL("prediction", NULL),
-    NEUTRAL("web_search_options", NULL),
-    NEUTRAL("functions", "[]"),
-    NEUTRAL("function_call", "\"auto\"|\"none\""),
     NEUTRAL("regex", NULL),
     NEUTRAL("ebnf", NULL),
+    NEUTRAL("json_schema", NULL),
     NEUTRAL("guided_json", NULL),
     NEUTRAL("guided_regex", NULL),
     NEUTRAL("guided_choice", NULL),
@@ -184,6 +175,37 @@ static const struct field table[] = {
     NEUTRAL("bootstrap_room", NULL),
     NEUTRAL("data_parallel_rank", NULL),
     NEUTRAL("kv_transfer_params", "{}"),
+    {NULL},
+};
+
+static const struct field chat_fields[] = {
+    /* The prompt: common/text/chat reads these. */
+    ELSEWHERE("messages"),
+    ELSEWHERE("tools"),
+    ELSEWHERE("tool_choice"),
+    ELSEWHERE("parallel_tool_calls"),
+    ELSEWHERE("response_format"),
+    ELSEWHERE("thinking"),
+    ELSEWHERE("reasoning_effort"),
+    ELSEWHERE("chat_template_kwargs"),
+    ELSEWHERE("continue_final_message"),
+    ELSEWHERE("task"),
+    /* The generation and the answer. */
+    {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
+    {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
+    /* Not offered. */
+    NEUTRAL("include_reasoning", "true"),
+    NEUTRAL("stream_reasoning", "true"),
+    NEUTRAL("add_generation_prompt", "true"),
+    NEUTRAL("logprobs", "false"),
+    NEUTRAL("top_logprobs", "0"),
+    NEUTRAL("verbosity", "\"medium\""),
+    {"modalities", FIELD_READ, .read = read_modalities},
+    NEUTRAL("audio", NULL),
+    NEUTRAL("prediction", NULL),
+    NEUTRAL("web_search_options", NULL),
+    NEUTRAL("functions", "[]"),
+    NEUTRAL("function_call", "\"auto\"|\"none\""),
     NEUTRAL("documents", "[]"),
     NEUTRAL("chat_template", NULL),
     NEUTRAL("mm_processor_kwargs", "{}"),
@@ -191,42 +213,68 @@ static const struct field table[] = {
     {NULL},
 };
 
-const struct field *chat_params_table(void)
+static const struct field completion_fields[] = {
+    ELSEWHERE("prompt"), /* completion_task_run() */
+    NEUTRAL("suffix", "\"\""),
+    NEUTRAL("logprobs", "0|false"),
+    {NULL},
+};
+
+const struct field *const chat_params_tables[] = {chat_fields, shared_fields, NULL};
+const struct field *const completion_params_tables[] = {completion_fields, shared_fields, NULL};
+
+static const struct chat_params defaults = {.n = 1,
+                                            .max_tokens = -1,
+                                            .max_completion_tokens = -1,
+                                            .temperature = 1,
+                                            .top_p = 1,
+                                            .separate_reasoning = true};
+
+static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
 {
-    return table;
+    for (size_t i = 0; i < p->n_stop_ids; i++)
+        if (p->stop_ids[i] >= vocab)
+            return field_fail(err, "stop_token_ids", "invalid_value",
+                              "stop_token_ids[%zu] is %d, the vocabulary has %d tokens", i,
+                              p->stop_ids[i], vocab);
+    if (p->max_tokens > 0 && p->max_completion_tokens > 0 &&
+        p->max_tokens != p->max_completion_tokens)
+        return field_fail(
+            err, "max_tokens", "invalid_value",
+            "max_tokens (%lld) and max_completion_tokens (%lld) contradict each other",
+            (long long)p->max_tokens, (long long)p->max_completion_tokens);
+    if (p->max_completion_tokens > 0)
+        p->max_tokens = p->max_completion_tokens;
+    if (p->max_tokens > 0 && p->min_tokens > p->max_tokens)
+        return field_fail(err, "min_tokens", "invalid_value",
+                          "min_tokens (%lld) is greater than max_tokens (%lld)",
+                          (long long)p->min_tokens, (long long)p->max_tokens);
+    if (!p->stream && (p->include_usage || p->continuous_usage))
+        return field_fail(err, "stream_options", "invalid_value",
+                          "stream_options is for stream: true");
+    return true;
 }
 
 bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                       struct chat_error *err)
 {
-    struct chat_params p = {.n = 1,
-                            .max_tokens = -1,
-                            .max_completion_tokens = -1,
-                            .temperature = 1,
-                            .top_p = 1,
-                            .separate_reasoning = true};
+    struct chat_params p = defaults;
 
-    if (!fields_read(table, body, &p, err))
+    if (!fields_read(chat_params_tables, body, &p, err) || !check(&p, vocab, err))
         return false;
-    for (size_t i = 0; i < p.n_stop_ids; i++)
-        if (p.stop_ids[i] >= vocab)
-            return field_fail(err, "stop_token_ids", "invalid_value",
-                              "stop_token_ids[%zu] is %d, the vocabulary has %d tokens", i,
-                              p.stop_ids[i], vocab);
-    if (p.max_tokens > 0 && p.max_completion_tokens > 0 && p.max_tokens != p.max_completion_tokens)
-        return field_fail(
-            err, "max_tokens", "invalid_value",
-            "max_tokens (%lld) and max_completion_tokens (%lld) contradict each other",
-            (long long)p.max_tokens, (long long)p.max_completion_tokens);
-    if (p.max_completion_tokens > 0)
-        p.max_tokens = p.max_completion_tokens;
-    if (p.max_tokens > 0 && p.min_tokens > p.max_tokens)
-        return field_fail(err, "min_tokens", "invalid_value",
-                          "min_tokens (%lld) is greater than max_tokens (%lld)",
-                          (long long)p.min_tokens, (long long)p.max_tokens);
-    if (!p.stream && (p.include_usage || p.continuous_usage))
-        return field_fail(err, "stream_options", "invalid_value",
-                          "stream_options is for stream: true");
+    *out = p;
+    return true;
+}
+
+bool completion_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                            struct chat_error *err)
+{
+    struct chat_params p = defaults;
+
+    if (!fields_read(completion_params_tables, body, &p, err) || !check(&p, vocab, err))
+        return false;
+    if (p.max_tokens < 0)
+        p.max_tokens = COMPLETION_MAX_TOKENS;
     *out = p;
     return true;
 }

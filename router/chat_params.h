@@ -1,5 +1,5 @@
 /*
- * chat_params: what a chat-completion request asks for besides its prompt.
+ * chat_params: what a chat-completion or completion request asks for besides its prompt.
  *
  * Threads   any; no state.
  */
@@ -43,8 +43,12 @@ struct chat_params {
 bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                       struct chat_error *err);
 
-/** The field table: every OpenAI and SGLang chat field, and what becomes of it. For tests and docs.
- */
-const struct field *chat_params_table(void);
+/** The same for a completion body (max_tokens: 16 when absent, as OpenAI has it). */
+bool completion_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                            struct chat_error *err);
+
+/* The field tables: every OpenAI and SGLang field, and what becomes of it. A name stands in one of
+ * an API's tables. For tests and docs. */
+extern const struct field *const chat_params_tables[], *const completion_params_tables[];
 
 #endif

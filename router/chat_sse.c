@@ -20,12 +20,11 @@ static void put_number(struct buf *out, uint64_t v)
     buf_append(out, digits + n, sizeof(digits) - n);
 }
 
-void chat_sse_init(struct chat_sse *s, const char *id, int64_t created, const char *model)
+void chat_sse_init(struct chat_sse *s, const char *object, const char *id, int64_t created,
+                   const char *model)
 {
-    buf_printf(&s->head,
-               "data: {\"id\":\"%s\",\"object\":\"chat.completion.chunk\",\"created\":%lld,"
-               "\"model\":",
-               id, (long long)created);
+    buf_printf(&s->head, "data: {\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", id,
+               object, (long long)created);
     json_write_string(&s->head, model, strlen(model));
     put(&s->head, ",\"choices\":[");
 }
@@ -61,7 +60,7 @@ static void begin(const struct chat_sse *s, unsigned choice, struct buf *out)
 static void end(const struct chat_sse *s, const char *reason, const struct chat_usage *usage,
                 struct buf *out)
 {
-    put(out, "},\"logprobs\":null,\"finish_reason\":");
+    put(out, ",\"logprobs\":null,\"finish_reason\":");
     if (reason == NULL) {
         put(out, "null");
     } else {
@@ -83,7 +82,7 @@ void chat_sse_role(const struct chat_sse *s, unsigned choice, const struct chat_
                    struct buf *out)
 {
     begin(s, choice, out);
-    put(out, "\"role\":\"assistant\",\"content\":\"\"");
+    put(out, "\"role\":\"assistant\",\"content\":\"\"}");
     end(s, NULL, usage, out);
 }
 
@@ -95,6 +94,7 @@ void chat_sse_text(const struct chat_sse *s, unsigned choice, const char *field,
     put(out, field);
     put(out, "\":");
     json_write_string(out, text, len);
+    put(out, "}");
     end(s, NULL, usage, out);
 }
 
@@ -109,7 +109,7 @@ void chat_sse_call(const struct chat_sse *s, unsigned choice, unsigned call, con
     put(out, call_id);
     put(out, "\",\"type\":\"function\",\"function\":{\"name\":");
     json_write_string(out, name, name_len);
-    put(out, ",\"arguments\":\"\"}}]");
+    put(out, ",\"arguments\":\"\"}}]}");
     end(s, NULL, usage, out);
 }
 
@@ -121,7 +121,7 @@ void chat_sse_arguments(const struct chat_sse *s, unsigned choice, unsigned call
     put_number(out, call);
     put(out, ",\"function\":{\"arguments\":");
     json_write_string(out, text, len);
-    put(out, "}}]");
+    put(out, "}}]}");
     end(s, NULL, usage, out);
 }
 
@@ -129,6 +129,18 @@ void chat_sse_finish(const struct chat_sse *s, unsigned choice, const char *reas
                      const struct chat_usage *usage, struct buf *out)
 {
     begin(s, choice, out);
+    put(out, "}");
+    end(s, reason, usage, out);
+}
+
+void chat_sse_completion(const struct chat_sse *s, unsigned choice, const char *text, size_t len,
+                         const char *reason, const struct chat_usage *usage, struct buf *out)
+{
+    buf_append(out, s->head.data, s->head.len);
+    put(out, "{\"index\":");
+    put_number(out, choice);
+    put(out, ",\"text\":");
+    json_write_string(out, text, len);
     end(s, reason, usage, out);
 }
 

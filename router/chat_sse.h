@@ -25,8 +25,9 @@ struct chat_sse {
     bool each_usage; /* continuous_usage_stats: each chunk carries it */
 };
 
-/** Writes the head of a zeroed struct; id and model are copied. */
-void chat_sse_init(struct chat_sse *s, const char *id, int64_t created, const char *model);
+/** Writes the head of a zeroed struct. @param object  "chat.completion.chunk", "text_completion" */
+void chat_sse_init(struct chat_sse *s, const char *object, const char *id, int64_t created,
+                   const char *model);
 void chat_sse_deinit(struct chat_sse *s);
 
 /* Each appends one event to out. usage is written when each_usage is set; it may be NULL otherwise.
@@ -44,6 +45,9 @@ void chat_sse_arguments(const struct chat_sse *s, unsigned choice, unsigned call
                         size_t len, const struct chat_usage *usage, struct buf *out);
 void chat_sse_finish(const struct chat_sse *s, unsigned choice, const char *reason,
                      const struct chat_usage *usage, struct buf *out);
+/** A chunk of /v1/completions. @param reason  NULL while it goes on */
+void chat_sse_completion(const struct chat_sse *s, unsigned choice, const char *text, size_t len,
+                         const char *reason, const struct chat_usage *usage, struct buf *out);
 /** The chunk without choices that carries the usage. */
 void chat_sse_usage(const struct chat_sse *s, const struct chat_usage *usage, struct buf *out);
 /** The chunk without choices that carries the path of the request, a JSON object. */

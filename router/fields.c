@@ -129,22 +129,23 @@ static bool read_one(const struct field *f, const struct json *v, void *out, str
     return false;
 }
 
-static const struct field *find(const struct field *table, const char *name)
+static const struct field *find(const struct field *const *tables, const char *name)
 {
-    for (const struct field *f = table; f->name != NULL; f++)
-        if (strcmp(f->name, name) == 0)
-            return f;
+    for (; *tables != NULL; tables++)
+        for (const struct field *f = *tables; f->name != NULL; f++)
+            if (strcmp(f->name, name) == 0)
+                return f;
     return NULL;
 }
 
-bool fields_read(const struct field *table, const struct json *body, void *out,
+bool fields_read(const struct field *const *tables, const struct json *body, void *out,
                  struct chat_error *err)
 {
     if (body->type != JSON_OBJECT)
         return field_fail(err, "", "invalid_type", "the request body must be a JSON object");
     for (uint32_t i = 0; i < body->len; i++) {
         const struct json_member *m = &body->members[i];
-        const struct field *f = find(table, m->key);
+        const struct field *f = find(tables, m->key);
 
         if (f == NULL) {
             char shown[64];

@@ -37,11 +37,12 @@ struct field {
 };
 
 /**
- * Reads every member of body, an object, by the table (ended by a row with name NULL).
+ * Reads every member of body, an object.
+ * @param tables  each ends with a row whose name is NULL, the list of them with NULL
  * @param out  the caller's struct, with its defaults
  * @return false with err filled (400): wrong type, out of bounds, not offered, unknown
  */
-bool fields_read(const struct field *table, const struct json *body, void *out,
+bool fields_read(const struct field *const *tables, const struct json *body, void *out,
                  struct chat_error *err);
 
 /** Fills err with status 400; returns false. */

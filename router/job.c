@@ -311,7 +311,8 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
                            struct status *st)
 {
     const struct chat_params *p = &task->params;
-    struct job *j = calloc(1, sizeof(*j) + (size_t)p->n * sizeof(j->choices[0]));
+    size_t n = task->n_prompts * (size_t)p->n;
+    struct job *j = calloc(1, sizeof(*j) + n * sizeof(j->choices[0]));
 
     if (j == NULL) {
         status_set(st, ST_EXHAUSTED, "no memory for another request");
@@ -326,10 +327,10 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     j->stream = p->stream;
     j->include_usage = p->include_usage;
     j->wants_path = wants_path(x);
-    j->n_prompt = task->prompt->n;
+    j->n_prompt = task->n_prompt_tokens;
     j->sse.null_usage = p->include_usage;
     j->sse.each_usage = p->continuous_usage;
-    j->n_choices = (unsigned)p->n;
+    j->n_choices = (unsigned)n;
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct job_choice *c = &j->choices[i];
 
@@ -352,9 +353,9 @@ static enum status_code submit(struct job *j, const struct text_task *task, stru
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct generation_callbacks callbacks = {on_tokens, on_failed, &j->choices[i]};
 
-        params.seed = task->generation.seed + i;
-        if (generations_submit(j->thread->generations, task->prompt, &params, &callbacks,
-                               &j->choices[i].generation, st) != ST_OK)
+        params.seed = task->generation.seed + i % (unsigned)task->params.n;
+        if (generations_submit(j->thread->generations, task->prompts[i / (unsigned)task->params.n],
+                               &params, &callbacks, &j->choices[i].generation, st) != ST_OK)
             return st->code;
         j->n_open++;
     }
@@ -380,4 +381,14 @@ void job_start(struct router_thread *t, struct http_exchange *x, const struct jo
     }
     log_debug("%s: %zu prompt tokens, %s", request_id, j->n_prompt, j->stream ? "stream" : "whole");
     http_exchange_on_gone(x, on_gone, j);
+}
+
+void job_refuse(struct router_thread *t, struct http_exchange *x, const struct chat_error *err)
+{
+    char request_id[JOB_REQUEST_ID_MAX + 1];
+
+    job_name_request(x, NULL, request_id);
+    log_debug("%s: refused: %s", request_id, err->message);
+    http_reply_header(x, "x-request-id", request_id);
+    reply_error(t, x, err->status, err->param, err->code, err->message);
 }

@@ -84,8 +84,22 @@ void job_name_request(struct http_exchange *x, const char *rid, char *out);
 void job_start(struct router_thread *t, struct http_exchange *x, const struct job_format *format,
                const struct text_task *task, const char *request_id, uint64_t begun_us);
 
+/**
+ * Answers a request that could not become a task.
+ * @param err  says why
+ */
+void job_refuse(struct router_thread *t, struct http_exchange *x, const struct chat_error *err);
+
 /** Tokens so far, over all choices. */
 struct chat_usage job_usage(const struct job *j);
+
+/** Appends the tail that streams of OpenAI's two APIs share: usage and path when asked for, [DONE].
+ */
+void job_put_stream_tail(struct job *j, struct buf *out);
+
+/** Appends the members that whole answers of OpenAI's two APIs begin and end with. */
+void job_put_head(const struct job *j, const char *object, struct buf *out);
+void job_put_tail(const struct job *j, struct buf *out);
 
 /** Appends the way of the request as a JSON object: workers, bytes moved, times. */
 void job_put_path(const struct job *j, struct buf *out);

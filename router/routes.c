@@ -14,6 +14,14 @@ struct route {
 
 static const struct route table[] = {
     {"/v1/chat/completions", false, HTTP_POST, api_chat},
+    {"/v1/completions", false, HTTP_POST, api_completions},
+    {"/tokenize", false, HTTP_POST, api_tokenize},
+    {"/v1/tokenize", false, HTTP_POST, api_tokenize},
+    {"/detokenize", false, HTTP_POST, api_detokenize},
+    {"/v1/detokenize", false, HTTP_POST, api_detokenize},
+    {"/health_generate", false, HTTP_GET, api_health_generate},
+    {"/model_info", false, HTTP_GET | HTTP_HEAD, api_model_info},
+    {"/get_model_info", false, HTTP_GET | HTTP_HEAD, api_model_info},
     {"/v1/models", false, HTTP_GET | HTTP_HEAD, api_models},
     {"/v1/models/", true, HTTP_GET | HTTP_HEAD, api_models},
     {"/health", false, HTTP_GET | HTTP_HEAD, api_health},

@@ -22,8 +22,9 @@ void text_task_forget_body(struct text_task *task)
 void text_task_deinit(struct text_task *task)
 {
     text_task_forget_body(task);
-    prompt_ids_unref(task->prompt);
-    task->prompt = NULL;
+    for (size_t i = 0; i < task->n_prompts; i++)
+        prompt_ids_unref(task->prompts[i]);
+    task->n_prompts = 0;
 }
 
 static bool fail_memory(struct chat_error *err)
@@ -44,15 +45,15 @@ static bool parse(struct text_task *task, const char *body, size_t len, struct c
 }
 
 /* Prompt and answer must fit together; an answer without a bound gets all that is left. */
-static bool fit_context(struct chat_params *p, size_t n_prompt, uint64_t context,
+static bool fit_context(struct chat_params *p, const char *param, size_t n_prompt, uint64_t context,
                         struct chat_error *err)
 {
     if (context == 0)
         context = (uint64_t)INT32_MAX;
     if (n_prompt >= context)
-        return field_fail(err, "messages", "context_length_exceeded",
+        return field_fail(err, param, "context_length_exceeded",
                           "the prompt has %zu tokens, the model's context length is %llu and must "
-                          "hold at least one more: shorten the messages",
+                          "hold at least one more: shorten the prompt",
                           n_prompt, (unsigned long long)context);
     if (p->max_tokens < 0)
         p->max_tokens = (int64_t)(context - n_prompt);
@@ -87,6 +88,22 @@ static void fill_generation(struct text_task *task)
         g->seed = (uint64_t)rand(); /* no entropy: better some seed than no answer */
 }
 
+/* @param param  the field it came from, for errors */
+static bool add_prompt(struct text_task *task, const char *param, const struct token_list *ids,
+                       uint64_t context_length, struct chat_error *err)
+{
+    struct prompt_ids *prompt;
+
+    if (!fit_context(&task->params, param, ids->n, context_length, err))
+        return false;
+    prompt = prompt_ids_new(ids->ids, ids->n);
+    if (prompt == NULL)
+        return fail_memory(err);
+    task->prompts[task->n_prompts++] = prompt;
+    task->n_prompt_tokens += ids->n;
+    return true;
+}
+
 bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
                    size_t len, uint64_t context_length, struct text_scratch *scratch,
                    struct chat_error *err)
@@ -104,13 +121,79 @@ bool chat_task_run(struct text_task *task, const struct router *router, const ch
                                 &scratch->ids, &st) != ST_OK)
         return field_fail(err, "messages", "invalid_value", "the prompt cannot be tokenized: %s",
                           st.msg);
-    if (!fit_context(&task->params, scratch->ids.n, context_length, err))
+    if (!add_prompt(task, "messages", &scratch->ids, context_length, err))
         return false;
-    task->prompt = prompt_ids_new(scratch->ids.ids, scratch->ids.n);
-    if (task->prompt == NULL)
-        return fail_memory(err);
     task->start = scratch->prompt.start;
     task->tools = scratch->prompt.tools;
+    fill_generation(task);
+    return true;
+}
+
+/* ---- completions ----------------------------------------------------------------------------- */
+
+static bool read_ids(const struct json *v, int32_t vocab, struct token_list *out,
+                     struct chat_error *err)
+{
+    for (uint32_t i = 0; i < v->len; i++) {
+        int64_t id;
+
+        if (!json_int(&v->items[i], &id) || id < 0 || id >= vocab)
+            return field_fail(err, "prompt", "invalid_value",
+                              "prompt: element %u is no token id below %d", i, vocab);
+        token_list_push(out, (int32_t)id);
+    }
+    return true;
+}
+
+/* One prompt: a string or a list of ids. */
+static bool read_prompt(struct text_task *task, const struct router *router, const struct json *v,
+                        uint64_t context_length, struct text_scratch *scratch,
+                        struct chat_error *err)
+{
+    struct status st;
+
+    scratch->ids.n = 0;
+    if (v->type == JSON_STRING) {
+        if (tokenizer_encode(router->tokenizer, scratch->cache, v->text, v->len, TOKENIZE_ADDED,
+                             &scratch->ids, &st) != ST_OK)
+            return field_fail(err, "prompt", "invalid_value", "prompt: %s", st.msg);
+    } else if (v->type != JSON_ARRAY) {
+        return field_fail(err, "prompt", "invalid_type",
+                          "prompt must be a string, a list of token ids, or a list of those");
+    } else if (!read_ids(v, tokenizer_vocab(router->tokenizer), &scratch->ids, err)) {
+        return false;
+    }
+    if (scratch->ids.n == 0)
+        return field_fail(err, "prompt", "invalid_value", "prompt must not be empty");
+    return add_prompt(task, "prompt", &scratch->ids, context_length, err);
+}
+
+bool completion_task_run(struct text_task *task, const struct router *router, const char *body,
+                         size_t len, uint64_t context_length, struct text_scratch *scratch,
+                         struct chat_error *err)
+{
+    const struct json *prompt;
+    bool many;
+
+    task->raw = true;
+    if (!parse(task, body, len, err) ||
+        !completion_params_read(json_root(task->doc), tokenizer_vocab(router->tokenizer),
+                                &task->params, err))
+        return false;
+    prompt = json_get(json_root(task->doc), "prompt");
+    if (prompt == NULL || prompt->type == JSON_NULL)
+        return field_fail(err, "prompt", "missing_required_parameter", "prompt is needed");
+    many = prompt->type == JSON_ARRAY && prompt->len > 0 && prompt->items[0].type != JSON_NUMBER;
+    if (many && (prompt->len > TEXT_PROMPTS_MAX ||
+                 prompt->len * (uint64_t)task->params.n > TEXT_CHOICES_MAX))
+        return field_fail(err, "prompt", "invalid_value",
+                          "prompt: at most %d prompts, and %d answers together", TEXT_PROMPTS_MAX,
+                          TEXT_CHOICES_MAX);
+    for (uint32_t i = 0; many && i < prompt->len; i++)
+        if (!read_prompt(task, router, &prompt->items[i], context_length, scratch, err))
+            return false;
+    if (!many && !read_prompt(task, router, prompt, context_length, scratch, err))
+        return false;
     fill_generation(task);
     return true;
 }

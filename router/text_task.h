@@ -22,22 +22,33 @@ struct text_scratch {
 };
 void text_scratch_deinit(struct text_scratch *s); /* all but the cache */
 
+enum { TEXT_PROMPTS_MAX = 64, TEXT_CHOICES_MAX = 128 };
+
 struct text_task {
     struct json_doc *doc; /* params point into it */
     struct chat_params params;
     struct generation_params generation; /* of choice 0; others differ in the seed */
-    struct prompt_ids *prompt;
-    enum turn_start start;
-    bool tools;
+    size_t n_prompts;
+    struct prompt_ids *prompts[TEXT_PROMPTS_MAX]; /* params.n choices for each */
+    size_t n_prompt_tokens;                       /* of all */
+    bool raw;                                     /* the output is text and nothing else */
+    enum turn_start start;                        /* not raw: where the parser begins */
+    bool tools;                                   /* not raw: whether it looks for calls */
 };
 
 /**
+ * Reads a chat-completion body.
  * @param context_length  of the model, in tokens; 0: not known
  * @return false with err filled: what is wrong with the request, by name and with numbers
  */
 bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
                    size_t len, uint64_t context_length, struct text_scratch *scratch,
                    struct chat_error *err);
+
+/** The same for a completion body: prompt is a string, a list of token ids, or a list of either. */
+bool completion_task_run(struct text_task *task, const struct router *router, const char *body,
+                         size_t len, uint64_t context_length, struct text_scratch *scratch,
+                         struct chat_error *err);
 void text_task_deinit(struct text_task *task);
 
 /** Frees the parsed body early: params lose their strings. */

@@ -38,7 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct status st;
     size_t n = utf8_valid_prefix(text, size);
 
-    chat_sse_init(&s, "chatcmpl-x", 1, "model");
+    chat_sse_init(&s, "chat.completion.chunk", "chatcmpl-x", 1, "model");
     chat_sse_text(&s, 0, "content", text, n, NULL, &out);
     check(&out, text, n);
     chat_sse_deinit(&s);

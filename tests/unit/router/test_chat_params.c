@@ -23,6 +23,23 @@ static bool read_body(const char *body, struct chat_params *p, struct chat_error
     return ok;
 }
 
+static const struct field *first_field(void)
+{
+    return chat_params_tables[0];
+}
+
+/* Walks one table after the other. */
+static const struct field *next_field(const struct field *f)
+{
+    if (f[1].name != NULL)
+        return f + 1;
+    for (size_t t = 0; chat_params_tables[t] != NULL; t++)
+        for (const struct field *g = chat_params_tables[t]; g->name != NULL; g++)
+            if (g == f)
+                return chat_params_tables[t + 1];
+    return NULL;
+}
+
 static void refused(const char *body, const char *param)
 {
     struct chat_params p;
@@ -60,7 +77,7 @@ static void an_empty_body_means_the_defaults(void **state)
 static void every_field_takes_null_as_absent(void **state)
 {
     (void)state;
-    for (const struct field *f = chat_params_table(); f->name != NULL; f++) {
+    for (const struct field *f = first_field(); f != NULL; f = next_field(f)) {
         struct chat_params p;
         char body[128];
 
@@ -72,20 +89,23 @@ static void every_field_takes_null_as_absent(void **state)
 static void no_name_stands_twice_and_each_row_is_whole(void **state)
 {
     (void)state;
-    for (const struct field *f = chat_params_table(); f->name != NULL; f++) {
-        for (const struct field *g = f + 1; g->name != NULL; g++)
+    for (const struct field *f = first_field(); f != NULL; f = next_field(f)) {
+        for (const struct field *g = next_field(f); g != NULL; g = next_field(g))
             assert_string_not_equal(f->name, g->name);
         if (f->kind == FIELD_READ)
             assert_non_null(f->read);
         if (f->kind == FIELD_INT || f->kind == FIELD_FLOAT)
             assert_true(f->max > f->min);
     }
+    for (const struct field *f = completion_params_tables[0]; f->name != NULL; f++)
+        for (const struct field *g = completion_params_tables[1]; g->name != NULL; g++)
+            assert_string_not_equal(f->name, g->name);
 }
 
 static void what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(void **state)
 {
     (void)state;
-    for (const struct field *f = chat_params_table(); f->name != NULL; f++) {
+    for (const struct field *f = first_field(); f != NULL; f = next_field(f)) {
         struct chat_params p;
         char body[256];
 
@@ -108,7 +128,7 @@ static void what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(vo
 static void numbers_are_bounded_and_typed(void **state)
 {
     (void)state;
-    for (const struct field *f = chat_params_table(); f->name != NULL; f++) {
+    for (const struct field *f = first_field(); f != NULL; f = next_field(f)) {
         char body[128];
 
         if (f->kind != FIELD_INT && f->kind != FIELD_FLOAT)

@@ -45,7 +45,7 @@ static void every_event_is_one_line_of_json(void **state)
     const struct json *call;
 
     (void)state;
-    chat_sse_init(&s, "chatcmpl-1", 5, hostile);
+    chat_sse_init(&s, "chat.completion.chunk", "chatcmpl-1", 5, hostile);
     chat_sse_role(&s, 0, NULL, &out);
     doc = event(&out);
     assert_true(json_is(json_get(json_root(doc), "model"), hostile));
