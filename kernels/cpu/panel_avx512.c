@@ -135,7 +135,7 @@ INLINE void widen(float *out, const uint16_t *x, int n)
 
 /* ---- few x rows ------------------------------------------------------------------------------ */
 
-enum { FEW = 4, AHEAD = 1536 /* bytes prefetched ahead of the codes being decoded */ };
+enum { FEW = 4, AHEAD = 768 /* bytes prefetched ahead of the codes being decoded */ };
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {

@@ -1,9 +1,9 @@
 /*
  * simd_hyper: hyper-connections, in two passes over threads.
  *
- *   mix    item = (4 tokens, 6 rows of fn): dot products with the concatenated streams, and with
- *          themselves. Bound by fn: 1.5 MB for Flash, read once for 4 tokens.
- *   read   item = token: Sinkhorn in double (a 4 x 4 matrix), weighted sum, norm.
+ *   mix    item = (32 tokens, 6 rows of fn): dot products with the concatenated streams, and of
+ * those with themselves. fn is 1.5 MB for Flash, read once an item. read   item = token: Sinkhorn
+ * in double (a 4 x 4 matrix), weighted sum, norm.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd_math.h"
@@ -11,6 +11,9 @@
 #include <assert.h>
 
 enum { HC_MAX = 8, MIX_MAX = (2 + HC_MAX) * HC_MAX, TOKENS = 4, FN_ROWS = 6 };
+
+/* Tokens of an item, and columns at a time: 6 rows of fn stay in L1 for all of them. */
+enum { ITEM_TOKENS = 32, CHUNK = 512 };
 
 struct hc_job {
     const struct kernel_dims *dims;
@@ -31,37 +34,60 @@ static const uint16_t *stream(const struct hc_job *job, int64_t t)
     return job->streams + row * job->dims->hc * job->dims->hidden;
 }
 
-/* out[i][j] = dot(s[i], fn[j]); every sum runs over its columns in VF_LANES lanes, in order. */
-SIMD void mix_tile(float out[TOKENS][FN_ROWS], const uint16_t *const *s, const float *fn, int64_t n,
-                   const int n_tokens, const int n_rows)
+/* sum[i][j] += s[i] * fn[j] over n columns, in VF_LANES lanes, in order. */
+SIMD void mix_tile(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
+                   int64_t stride, int64_t n, const int n_tokens, const int n_rows)
 {
-    vf sum[TOKENS][FN_ROWS];
+    vf acc[TOKENS][FN_ROWS];
 
 #pragma GCC unroll 8
     for (int i = 0; i < n_tokens; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_rows; j++)
-            sum[i][j] = vf_set1(0.f);
+            acc[i][j] = vf_load(sum[i][j]);
     for (int64_t c = 0; c < n; c += VF_LANES) {
         vf w[FN_ROWS];
 
 #pragma GCC unroll 8
         for (int j = 0; j < n_rows; j++)
-            w[j] = vf_load(fn + j * n + c);
+            w[j] = vf_load(fn + j * stride + c);
 #pragma GCC unroll 8
         for (int i = 0; i < n_tokens; i++) {
             vf v = vf_load_bf16(s[i] + c);
 
 #pragma GCC unroll 8
             for (int j = 0; j < n_rows; j++)
-                sum[i][j] = vf_fma(v, w[j], sum[i][j]);
+                acc[i][j] = vf_fma(v, w[j], acc[i][j]);
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n_tokens; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_rows; j++)
-            out[i][j] = vf_sum(sum[i][j]);
+            vf_store(sum[i][j], acc[i][j]);
+}
+
+/* The same for any number of tokens and up to FN_ROWS rows. */
+static void mix_chunk(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
+                      int64_t stride, int64_t n, int n_tokens, int n_rows)
+{
+    int i = 0;
+
+    if (n_rows == FN_ROWS) {
+        for (; i + TOKENS <= n_tokens; i += TOKENS)
+            mix_tile(sum + i, s + i, fn, stride, n, TOKENS, FN_ROWS);
+        for (; i < n_tokens; i++)
+            mix_tile(sum + i, s + i, fn, stride, n, 1, FN_ROWS);
+        return;
+    }
+    for (; i < n_tokens; i++)
+        for (int j = 0; j < n_rows; j++) {
+            float one[1][FN_ROWS][VF_LANES];
+
+            memcpy(one[0][0], sum[i][j], sizeof(one[0][0]));
+            mix_tile(one, s + i, fn + j * stride, stride, n, 1, 1);
+            memcpy(sum[i][j], one[0][0], sizeof(one[0][0]));
+        }
 }
 
 static float self_dot(const uint16_t *s, int64_t n)
@@ -84,33 +110,27 @@ static void mix_item(void *arg, int64_t item, struct cpu_part *part)
 {
     struct hc_job *job = arg;
     int64_t n = (int64_t)job->dims->hc * job->dims->hidden;
-    int t0 = (int)(item / job->n_fn_blocks) * TOKENS, j0 = (int)(item % job->n_fn_blocks) * FN_ROWS;
-    int n_tokens = job->T - t0 < TOKENS ? job->T - t0 : TOKENS;
+    int t0 = (int)(item / job->n_fn_blocks) * ITEM_TOKENS;
+    int j0 = (int)(item % job->n_fn_blocks) * FN_ROWS;
+    int n_tokens = job->T - t0 < ITEM_TOKENS ? job->T - t0 : ITEM_TOKENS;
     int n_rows = job->n_fn - j0 < FN_ROWS ? job->n_fn - j0 : FN_ROWS;
-    const uint16_t *s[TOKENS];
-    float out[TOKENS][FN_ROWS];
+    const uint16_t *s[ITEM_TOKENS], *at[ITEM_TOKENS];
+    float sum[ITEM_TOKENS][FN_ROWS][VF_LANES] = {0};
     const float *fn = job->fn + j0 * n;
 
     (void)part;
     for (int i = 0; i < n_tokens; i++)
         s[i] = stream(job, t0 + i);
-    if (n_tokens == TOKENS && n_rows == FN_ROWS)
-        mix_tile(out, s, fn, n, TOKENS, FN_ROWS);
-    else if (n_rows == FN_ROWS)
+    for (int64_t c = 0; c < n; c += CHUNK) {
         for (int i = 0; i < n_tokens; i++)
-            mix_tile(out + i, s + i, fn, n, 1, FN_ROWS);
-    else
-        for (int i = 0; i < n_tokens; i++)
-            for (int j = 0; j < n_rows; j++) {
-                float one[TOKENS][FN_ROWS];
-
-                mix_tile(one, s + i, fn + j * n, n, 1, 1);
-                out[i][j] = one[0][0];
-            }
+            at[i] = s[i] + c;
+        mix_chunk(sum, at, fn + c, n, n - c < CHUNK ? n - c : CHUNK, n_tokens, n_rows);
+    }
     for (int i = 0; i < n_tokens; i++) {
         float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
 
-        memcpy(mix + j0, out[i], (size_t)n_rows * sizeof(float));
+        for (int j = 0; j < n_rows; j++)
+            mix[j0 + j] = vf_sum(vf_load(sum[i][j]));
         if (j0 == 0)
             mix[job->n_fn] = self_dot(s[i], n);
     }
@@ -132,9 +152,11 @@ static void normalise_columns(double c[HC_MAX][HC_MAX], int hc, double eps)
     for (int a = 0; a < hc; a++)
         for (int b = 0; b < hc; b++)
             sum[b] += c[a][b];
+    for (int b = 0; b < hc; b++)
+        sum[b] = 1 / sum[b];
     for (int a = 0; a < hc; a++)
         for (int b = 0; b < hc; b++)
-            c[a][b] /= sum[b];
+            c[a][b] *= sum[b];
 }
 
 static void normalise_rows(double c[HC_MAX][HC_MAX], int hc, double eps)
@@ -144,8 +166,9 @@ static void normalise_rows(double c[HC_MAX][HC_MAX], int hc, double eps)
 
         for (int b = 0; b < hc; b++)
             sum += c[a][b];
+        sum = 1 / sum;
         for (int b = 0; b < hc; b++)
-            c[a][b] /= sum;
+            c[a][b] *= sum;
     }
 }
 
@@ -233,7 +256,8 @@ static void run_read(struct kernels *k, struct hc_job *job)
     job->dims = &k->dims;
     job->mix = cpu_of(k)->mix;
     job->n_fn_blocks = (job->n_fn + FN_ROWS - 1) / FN_ROWS;
-    cpu_run(k, (int64_t)((job->T + TOKENS - 1) / TOKENS) * job->n_fn_blocks, mix_item, job);
+    cpu_run(k, (int64_t)((job->T + ITEM_TOKENS - 1) / ITEM_TOKENS) * job->n_fn_blocks, mix_item,
+            job);
     cpu_run(k, job->T, read_item, job);
 }
 
