@@ -208,7 +208,8 @@ static void bench_events(const struct bench *b)
 {
     struct sse_run r = {0};
 
-    chat_sse_init(&r.sse, "chatcmpl-0123456789abcdef01234567", 1700000000, "deepseek-v4");
+    chat_sse_init(&r.sse, "chat.completion.chunk", "chatcmpl-0123456789abcdef01234567", 1700000000,
+                  "deepseek-v4");
     bench_report(b, "sse.chunk", bench_best(RUNS, write_events, NULL, &r) / EVENTS * 1e9, "ns");
     chat_sse_deinit(&r.sse);
     buf_deinit(&r.out);
