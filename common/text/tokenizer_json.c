@@ -336,6 +336,25 @@ static bool read_top(struct reader *r)
     return true;
 }
 
+static bool check_parts(struct reader *r)
+{
+    const struct vocab *v = &r->vocab;
+
+    if (!r->has_model || v->n == 0 || r->merges.text == NULL) {
+        status_set(r->st, ST_INVALID, "%s is missing",
+                   !r->has_model ? "model"
+                   : v->n == 0   ? "model.vocab"
+                                 : "model.merges");
+        return false;
+    }
+    if (!r->has_pre_tokenizer || !r->has_decoder) {
+        status_set(r->st, ST_INVALID, "%s is missing",
+                   r->has_decoder ? "pre_tokenizer" : "decoder");
+        return false;
+    }
+    return true;
+}
+
 /* Merges that stood before the vocabulary. */
 static bool read_late_merges(struct reader *r)
 {
@@ -423,22 +442,11 @@ static bool read_added_tokens(struct reader *r)
     return ok;
 }
 
-static bool check_complete(struct reader *r)
+/* The id space has no holes. */
+static bool check_ids(struct reader *r)
 {
     const struct vocab *v = &r->vocab;
 
-    if (!r->has_model || v->n == 0 || r->merges.text == NULL) {
-        status_set(r->st, ST_INVALID, "%s is missing",
-                   !r->has_model ? "model"
-                   : v->n == 0   ? "model.vocab"
-                                 : "model.merges");
-        return false;
-    }
-    if (!r->has_pre_tokenizer || !r->has_decoder) {
-        status_set(r->st, ST_INVALID, "%s is missing",
-                   r->has_decoder ? "pre_tokenizer" : "decoder");
-        return false;
-    }
     for (uint32_t id = 0; id < v->n; id++)
         if (v->tokens[id].pos == VOCAB_NOWHERE) {
             status_set(r->st, ST_INVALID,
@@ -566,8 +574,8 @@ enum status_code tokenizer_json_read(const char *text, size_t len, struct image 
     if (vocab_init(&r.vocab, len, st) != ST_OK)
         return st->code;
     status_ok(st);
-    if (read_top(&r) && read_late_merges(&r) && read_added_tokens(&r) && check_complete(&r) &&
-        write_tokens(&r, &image, &b) && write_bpe(&r, &image, &b) &&
+    if (read_top(&r) && check_parts(&r) && read_late_merges(&r) && read_added_tokens(&r) &&
+        check_ids(&r) && write_tokens(&r, &image, &b) && write_bpe(&r, &image, &b) &&
         write_added(&r, &image, IMAGE_ADDED_FIRST, false) &&
         write_added(&r, &image, IMAGE_ADDED_SECOND, true)) {
         *out = image;

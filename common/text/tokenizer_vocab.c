@@ -108,9 +108,11 @@ static uint64_t *find(const struct vocab *v, const uint8_t *s, size_t n, uint64_
 {
     for (uint64_t i = hash & v->index_mask;; i = (i + 1) & v->index_mask) {
         uint64_t entry = v->index[i];
-        const struct vocab_token *t = &v->tokens[(uint32_t)entry - 1];
-        if (entry == 0 ||
-            (entry >> 32 == hash >> 32 && t->len == n && same_bytes(v->bytes + t->pos, s, n)))
+        const struct vocab_token *t;
+        if (entry == 0)
+            return &v->index[i];
+        t = &v->tokens[(uint32_t)entry - 1];
+        if (entry >> 32 == hash >> 32 && t->len == n && same_bytes(v->bytes + t->pos, s, n))
             return &v->index[i];
     }
 }
