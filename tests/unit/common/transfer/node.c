@@ -239,6 +239,10 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
         await_slot(NULL, &closed, &a->st);
         break;
     case OP_PUT:
+        if (slot->result.calls > 0) {
+            status_set(&a->st, ST_INTERNAL, "the test uses put id %d twice", (int)q->x);
+            break;
+        }
         transfer_put(peer, q->x, pieces, n_pieces, q->n_groups, on_done, slot, &a->st);
         break;
     case OP_CANCEL:

@@ -104,8 +104,8 @@ static void disorder(enum transfer_kind kind, uint64_t seed)
             6) { /* its last bytes may be on their way: another one shows that they are read */
             s->node = pair_sender(kind);
             pair_connect(&s->node, &to);
-            s->id = 0;
-            pair_check_small_put(&s->node, &to, NODE_PUTS_MAX - 2);
+            pair_check_small_put(&s->node, &to, 0);
+            s->id = 1; /* an id is used once per connection */
         } else if (r.status.code == ST_OK && what != 5 && id != NODE_PUTS_MAX - 1) {
             struct transfer_piece own[PIECES];
 
