@@ -87,7 +87,7 @@ void ref_gate(struct kernels *k, struct dev_ptr ids, struct dev_ptr weights, str
 
 /* ---- the experts ---- */
 
-static double swiglu(float gate, float up, double limit)
+double ref_swiglu(float gate, float up, double limit)
 {
     double g = (double)gate, u = (double)up;
 
@@ -113,7 +113,7 @@ static void add_expert(double *y, const uint16_t *x, const struct expert_weights
         gate = bf16_grid(ref_dot_bf16(row, x, e->w1.cols));
         ref_weight_row(&e->w3, i, row);
         up = bf16_grid(ref_dot_bf16(row, x, e->w3.cols));
-        h[i] = bf16_round(swiglu(gate, up, limit) * w);
+        h[i] = bf16_round(ref_swiglu(gate, up, limit) * w);
     }
     for (int64_t b = 0; b < f; b += 128) {
         uint8_t codes[128];
