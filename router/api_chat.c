@@ -1,10 +1,9 @@
 /*
  * api_chat: POST /v1/chat/completions.
  */
-#include "common/base/clock.h"
 #include "common/base/json.h"
 #include "router/ids.h"
-#include "router/job.h"
+#include "router/intake.h"
 #include "router/routes.h"
 
 /* ---- streamed -------------------------------------------------------------------------------- */
@@ -111,23 +110,7 @@ static const struct job_format format = {
     .whole = whole,
 };
 
-/* ---- requests -------------------------------------------------------------------------------- */
-
 void api_chat(struct router_thread *t, struct http_exchange *x)
 {
-    struct http_request *r = http_exchange_request(x);
-    uint64_t begun_us = clock_now_us();
-    char request_id[JOB_REQUEST_ID_MAX + 1];
-    struct text_task task = {0};
-    struct chat_error err;
-
-    if (chat_task_run(&task, t->router, r->body.data, r->body.len,
-                      workers_context_length(t->workers), &t->scratch, &err)) {
-        buf_deinit(&r->body); /* it may be large and the answer long */
-        job_name_request(x, task.params.rid, request_id);
-        job_start(t, x, &format, &task, request_id, begun_us);
-    } else {
-        job_refuse(t, x, &err);
-    }
-    text_task_deinit(&task);
+    intake_request(t, x, &http_exchange_request(x)->body, chat_task_run, &format);
 }

@@ -1,11 +1,8 @@
 /*
  * api_completions: POST /v1/completions, and /health_generate, which asks for one token.
  */
-#include <string.h>
-
-#include "common/base/clock.h"
 #include "common/base/json.h"
-#include "router/job.h"
+#include "router/intake.h"
 #include "router/routes.h"
 
 /* ---- streamed -------------------------------------------------------------------------------- */
@@ -78,38 +75,15 @@ static const struct job_format format = {
 
 static const struct job_format health_format = {.id_prefix = "health-", .whole = whole_health};
 
-/* ---- requests -------------------------------------------------------------------------------- */
-
-static void answer(struct router_thread *t, struct http_exchange *x, const struct job_format *f,
-                   const char *body, size_t len)
-{
-    uint64_t begun_us = clock_now_us();
-    char request_id[JOB_REQUEST_ID_MAX + 1];
-    struct text_task task = {0};
-    struct chat_error err;
-
-    if (completion_task_run(&task, t->router, body, len, workers_context_length(t->workers),
-                            &t->scratch, &err)) {
-        job_name_request(x, task.params.rid, request_id);
-        job_start(t, x, f, &task, request_id, begun_us);
-    } else {
-        job_refuse(t, x, &err);
-    }
-    text_task_deinit(&task);
-}
-
 void api_completions(struct router_thread *t, struct http_exchange *x)
 {
-    struct buf body = http_exchange_request(x)->body;
-
-    http_exchange_request(x)->body = (struct buf){0}; /* it may be large and the answer long */
-    answer(t, x, &format, body.data, body.len);
-    buf_deinit(&body);
+    intake_request(t, x, &http_exchange_request(x)->body, completion_task_run, &format);
 }
 
 void api_health_generate(struct router_thread *t, struct http_exchange *x)
 {
-    static const char body[] = "{\"prompt\": [0], \"max_tokens\": 1, \"temperature\": 0}";
+    struct buf body = {0};
 
-    answer(t, x, &health_format, body, sizeof(body) - 1);
+    buf_puts(&body, "{\"prompt\": [0], \"max_tokens\": 1, \"temperature\": 0}");
+    intake_request(t, x, &body, completion_task_run, &health_format);
 }

@@ -64,7 +64,7 @@ static enum status_code run(struct router *r, const sigset_t *signals, struct st
     }
     for (size_t i = 0; i < n; i++)
         router_thread_join(threads[i]);
-    router_close_rpc(r);
+    router_close_producers(r);
     for (size_t i = 0; i < n; i++)
         router_thread_free(threads[i]);
     return st->code;
@@ -90,7 +90,7 @@ int main(int argc, char **argv)
         if (router_open(&r, &options, &st) == ST_OK)
             run(&r, &signals, &st);
         else
-            router_close_rpc(&r);
+            router_close_producers(&r);
         router_close(&r);
     }
     if (st.code != ST_OK) {

@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "router/intake.h"
+
 void session_link_free(struct session_link *link)
 {
     if (link == NULL)
@@ -13,6 +15,10 @@ void session_link_free(struct session_link *link)
 
 void router_msg_free(struct msg *m)
 {
+    if (m->type == RM_TEXT_DONE) {
+        intake_drop(m);
+        return;
+    }
     if (m->type == RM_SESSION_CLOSED)
         session_link_free(((struct msg_session_closed *)m)->link);
     free(m);

@@ -2,7 +2,8 @@
  * messages: everything that reaches a router thread's mailbox.
  *
  *   rpc thread ──RM_SESSION_DATA, RM_SESSION_CLOSED──▶ router thread    sessions with workers
- *   main       ──RM_STOP─────────────────────────────▶ router thread
+ *   text pool  ──RM_TEXT_DONE────────────────────────▶ router thread    a struct text_work
+ * (intake.c) main       ──RM_STOP─────────────────────────────▶ router thread
  *
  * The mailbox owns a message in flight, the router thread frees it (router_msg_free) after
  * handling. Messages of one session arrive in order; its closed message is the last and carries the
@@ -16,7 +17,7 @@
 #include "common/base/mailbox.h"
 #include "common/rpc/rpc.h"
 
-enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_STOP };
+enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_TEXT_DONE, RM_STOP };
 
 struct worker;
 

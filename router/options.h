@@ -16,7 +16,7 @@ enum { ROUTER_THREADS_MAX = 256 };
 struct router_options {
     struct flag_list prefill, decode; /* HOST:PORT */
     const char *tokenizer_path, *host, *served_model_name, *effort_profile, *log_level;
-    int64_t port, threads;
+    int64_t port, threads, text_threads;
     bool default_thinking;
     int64_t max_body_bytes, max_connections, max_running_requests;
     int64_t request_timeout_s, idle_timeout_s, drain_timeout_s;

@@ -8,6 +8,9 @@
 #include "common/base/log.h"
 #include "common/text/chat_profile.h"
 #include "common/text/chat_tokens.h"
+#include "router/text_pool.h"
+
+enum { TEXT_QUEUE_MAX = 1024 }; /* large requests that may wait for a text thread */
 
 /* The last part of the folder's path; malloc. */
 static char *name_of_folder(const char *path)
@@ -76,15 +79,18 @@ enum status_code router_open(struct router *r, const struct router_options *opti
     if (r->model_name == NULL || r->metrics == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory");
     router_metrics_init(r->metrics);
-    if (rpc_start(&r->rpc, st) != ST_OK ||
+    if (text_pool_start((int)options->text_threads, TEXT_QUEUE_MAX, &r->text_pool, st) != ST_OK ||
+        rpc_start(&r->rpc, st) != ST_OK ||
         open_clients(r->rpc, &options->prefill, &r->n_prefill, &r->prefill, st) != ST_OK ||
         open_clients(r->rpc, &options->decode, &r->n_decode, &r->decode, st) != ST_OK)
         return st->code;
     return ST_OK;
 }
 
-void router_close_rpc(struct router *r)
+void router_close_producers(struct router *r)
 {
+    text_pool_stop(r->text_pool);
+    r->text_pool = NULL;
     close_clients(r->n_prefill, r->prefill);
     close_clients(r->n_decode, r->decode);
     if (r->rpc != NULL)

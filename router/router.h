@@ -1,7 +1,7 @@
 /*
  * router: what all router threads share, read-only after start.
  *
- * Lifetime  router_open before the threads start, router_close_rpc when they have joined,
+ * Lifetime  router_open before the threads start, router_close_producers when they have joined,
  * router_close.
  */
 #ifndef BATON_ROUTER_ROUTER_H
@@ -16,6 +16,8 @@
 #include "router/options.h"
 #include "router/router_metrics.h"
 
+struct text_pool;
+
 struct router {
     const struct router_options *options;
     struct tokenizer *tokenizer;
@@ -27,6 +29,7 @@ struct router {
     uint64_t incarnation;
     int port; /* of all threads */
     struct router_metrics *metrics;
+    struct text_pool *text_pool; /* for large requests */
     struct rpc *rpc;
     size_t n_prefill, n_decode;
     struct rpc_client **prefill, **decode;
@@ -41,8 +44,9 @@ struct router {
 enum status_code router_open(struct router *r, const struct router_options *options,
                              struct status *st);
 
-/** Ends rpc: sessions get their last messages, into the mailboxes of threads that have joined. */
-void router_close_rpc(struct router *r);
+/** Ends rpc and the text pool, whose last messages go into the mailboxes of threads that have
+ * joined. */
+void router_close_producers(struct router *r);
 
 /** Frees the rest, after the threads. */
 void router_close(struct router *r);

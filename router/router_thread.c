@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "common/base/log.h"
+#include "router/intake.h"
 #include "router/routes.h"
 
 enum { MAIL_PER_TURN = 256, GAUGES_MS = 500, TOKENIZER_CACHE_BYTES = 8 << 20 };
@@ -29,6 +30,10 @@ static void on_mail(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     /* Bounded, so that clients get their turn; the mailbox stays readable. */
     for (int i = 0; i < MAIL_PER_TURN && (m = mailbox_pop(t->mailbox)) != NULL; i++) {
+        if (m->type == RM_TEXT_DONE) {
+            intake_done(t, m);
+            continue;
+        }
         if (m->type == RM_STOP)
             begin_drain(t);
         else

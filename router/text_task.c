@@ -11,17 +11,10 @@ void text_scratch_deinit(struct text_scratch *s)
     chat_prompt_deinit(&s->prompt);
 }
 
-void text_task_forget_body(struct text_task *task)
+void text_task_deinit(struct text_task *task)
 {
     json_free(task->doc);
     task->doc = NULL;
-    task->params.model = task->params.rid = NULL;
-    task->params.n_stop = 0;
-}
-
-void text_task_deinit(struct text_task *task)
-{
-    text_task_forget_body(task);
     for (size_t i = 0; i < task->n_prompts; i++)
         prompt_ids_unref(task->prompts[i]);
     task->n_prompts = 0;

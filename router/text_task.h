@@ -51,7 +51,4 @@ bool completion_task_run(struct text_task *task, const struct router *router, co
                          struct chat_error *err);
 void text_task_deinit(struct text_task *task);
 
-/** Frees the parsed body early: params lose their strings. */
-void text_task_forget_body(struct text_task *task);
-
 #endif

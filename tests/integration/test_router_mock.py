@@ -497,3 +497,38 @@ def test_many_requests_and_disconnects_leave_nothing_behind(router):
         t.join(60 * SLOW)
     assert not errors
     wait_until("nothing runs", lambda: router.metric("baton_router_running_requests") == 0)
+
+
+def big_body(do, n_bytes, **kw):
+    return json.dumps({"messages": [{"role": "user", "content": "word " * (n_bytes // 5) + directive(**do)}],
+                       "max_tokens": 50, **OFF, **kw}).encode()
+
+
+def test_large_requests_are_read_beside_the_loop(cluster):
+    """Answers, refusals and clients that leave meanwhile are the same as for small ones."""
+    c = cluster(context=2_000_000)
+    status, body = post(c, big_body({"text": "big"}, 3_000_000))
+    assert status == 200 and body["choices"][0]["message"]["content"] == "big"
+    assert body["usage"]["prompt_tokens"] > 600_000
+    assert post(c, big_body({"text": "big"}, 300_000, top_p=7))[0] == 400
+    assert post(c, big_body({"text": "big"}, 300_000)[:-1])[0] == 400
+    for _ in range(20):
+        with c.connect() as s:
+            raw = big_body({"text": "big"}, 1_000_000)
+            s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (
+                len(raw), raw))
+    wait_until("nothing runs", lambda: c.metric("baton_router_running_requests") == 0
+               and c.metric("baton_router_connections") <= 1)
+    assert post(c, big_body({"text": "big"}, 100_000))[0] == 200
+
+
+def test_the_router_ends_while_large_requests_are_read(cluster):
+    c = cluster(context=2_000_000, router_args=["--drain-timeout-secs", 0, "--text-threads", 1])
+    raw = big_body({"text": "big", "hang_after": 0}, 4_000_000)
+    socks = [c.connect() for _ in range(6)]
+    for s in socks:
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(raw), raw))
+    c.router.p.terminate()
+    assert c.router.p.wait(30 * SLOW) == 0
+    for s in socks:
+        s.close()
