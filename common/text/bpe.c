@@ -108,7 +108,7 @@ static enum status_code encode_linear(const struct bpe *b, struct bpe_scratch *s
 {
     struct dead_places dead = {.bits = NULL};
     size_t pos = 0, k = 0, len = 0;
-    uint32_t id = trie_longest(b->trie, s, n, &len);
+    uint32_t id = trie_longest(&b->trie, s, n, &len);
 
     while (pos < n) {
         while (id != BPE_NONE) {
@@ -120,7 +120,7 @@ static enum status_code encode_linear(const struct bpe *b, struct bpe_scratch *s
         if (id != BPE_NONE) {
             ids[k++] = id;
             pos += len;
-            id = trie_longest(b->trie, s + pos, n - pos, &len);
+            id = trie_longest(&b->trie, s + pos, n - pos, &len);
             continue;
         }
         /* Nothing fits here, so the token before was too long. */

@@ -62,7 +62,7 @@ struct bpe {
     const uint64_t
         *filter; /* [1 << (64 - filter_shift)] two bits for each pair, see bpe_filter() */
     unsigned filter_shift;
-    const uint64_t *trie; /* of the tokens that encode to themselves; used when linear */
+    struct trie trie; /* of the tokens that encode to themselves; used when linear */
 };
 
 #define BPE_PAIR_FREE UINT64_MAX

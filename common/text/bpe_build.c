@@ -138,7 +138,7 @@ static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *
             keys[n++] = (struct trie_key){b->bytes + b->offsets[id],
                                           b->offsets[id + 1] - b->offsets[id], id};
     }
-    if (trie_build(keys, n, &out->trie, &out->n_trie, out->prefixes, st) != ST_OK)
+    if (trie_build(keys, n, out->prefixes, &out->trie, &out->n_trie, st) != ST_OK)
         status_wrap(st, "the tokens' strings");
 done:
     free(keys);

@@ -22,7 +22,7 @@ struct bpe_tables {
     size_t n_pairs; /* a power of two */
     uint64_t *filter;
     size_t n_filter; /* a power of two */
-    uint64_t *trie;
+    uint32_t *trie;  /* [2 n_trie] */
     size_t n_trie;
 };
 

@@ -104,7 +104,7 @@ int32_t tokenizer_added_id(const struct tokenizer *t, const char *text, size_t l
 {
     for (int i = 0; i < 2; i++) {
         size_t found = 0;
-        uint32_t id = trie_longest(t->passes[i].trie, (const uint8_t *)text, len, &found);
+        uint32_t id = trie_longest(&t->passes[i].trie, (const uint8_t *)text, len, &found);
         if (id != TRIE_NONE && found == len)
             return (int32_t)id;
     }

@@ -9,20 +9,18 @@ static const void *table(const struct image *image, enum image_section which, si
 }
 
 static bool bind_trie(const struct image *image, enum image_section which, uint32_t n_values,
-                      const uint64_t **out)
+                      struct trie *out)
 {
-    size_t n = image->sections[which].bytes / sizeof(**out);
-
-    *out = table(image, which, sizeof(**out), n);
-    return *out != NULL && (image->mapping == NULL || trie_is_sound(*out, n, n_values));
+    out->n = image->sections[which].bytes / (2 * sizeof(*out->slots));
+    out->slots = table(image, which, 2 * sizeof(*out->slots), out->n);
+    return out->slots != NULL && (image->mapping == NULL || trie_is_sound(out, n_values));
 }
 
 static void note_starts(struct added_pass *p)
 {
     for (int c = 255; c >= 0; c--) {
         uint8_t byte = (uint8_t)c;
-        uint64_t slot = p->trie[(p->trie[0] >> 9 & 0xFFFFFFF) + byte];
-        if ((slot & 0x1FF) != byte)
+        if (trie_first(&p->trie, byte) == 0)
             continue;
         p->starts[c] = true;
         if (p->n_starts++ == 0)

@@ -163,7 +163,7 @@ static bool encode_pass(struct encoding *e, int which, const uint8_t *s, size_t 
         return encode_pass(e, which + 1, s, n);
     while ((pos = next_start(p, s, n, pos)) < n) {
         size_t len = 0;
-        uint32_t id = trie_longest(p->trie, s + pos, n - pos, &len);
+        uint32_t id = trie_longest(&p->trie, s + pos, n - pos, &len);
         if (id == TRIE_NONE) {
             pos++;
             continue;

@@ -25,7 +25,7 @@
 
 #include "common/base/status.h"
 
-enum { IMAGE_VERSION = 3 };
+enum { IMAGE_VERSION = 4 };
 
 enum image_section {
     IMAGE_META,         /* struct image_meta */
@@ -38,9 +38,9 @@ enum image_section {
     IMAGE_MERGED,       /* u32 [n_merges] */
     IMAGE_PAIRS,        /* u64, a power of two */
     IMAGE_FILTER,       /* u64, a power of two */
-    IMAGE_TRIE,         /* u64 slots: tokens that encode to themselves; empty when not linear */
-    IMAGE_ADDED_FIRST,  /* u64 slots: added tokens with normalized: false */
-    IMAGE_ADDED_SECOND, /* u64 slots: the other added tokens */
+    IMAGE_TRIE,         /* struct trie: tokens that encode to themselves; empty when not linear */
+    IMAGE_ADDED_FIRST,  /* struct trie: added tokens with normalized: false */
+    IMAGE_ADDED_SECOND, /* struct trie: the other added tokens */
     IMAGE_N_SECTIONS
 };
 

@@ -10,7 +10,7 @@
 
 /* Added tokens of one pass: matched leftmost, longest at that place. */
 struct added_pass {
-    const uint64_t *trie;
+    struct trie trie;
     bool starts[256];  /* bytes that one of them begins with */
     unsigned n_starts; /* how many those are */
     uint8_t first[2];  /* the least and the greatest of them */

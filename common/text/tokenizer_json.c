@@ -530,7 +530,7 @@ static bool write_bpe(struct reader *r, struct image *image, const struct bpe *b
     hand_over(image, IMAGE_MERGED, t.merged, v->n_merges * sizeof(*t.merged));
     hand_over(image, IMAGE_PAIRS, t.pairs, t.n_pairs * sizeof(*t.pairs));
     hand_over(image, IMAGE_FILTER, t.filter, t.n_filter * sizeof(*t.filter));
-    hand_over(image, IMAGE_TRIE, t.trie, t.n_trie * sizeof(*t.trie));
+    hand_over(image, IMAGE_TRIE, t.trie, 2 * t.n_trie * sizeof(*t.trie));
     return true;
 }
 
@@ -540,7 +540,7 @@ static bool write_added(struct reader *r, struct image *image, enum image_sectio
 {
     const struct vocab *v = &r->vocab;
     struct trie_key *keys = malloc((r->n_added + 1) * sizeof(*keys));
-    uint64_t *slots;
+    uint32_t *slots;
     size_t n = 0, n_slots;
     bool ok;
 
@@ -553,9 +553,9 @@ static bool write_added(struct reader *r, struct image *image, enum image_sectio
         if ((t->flags & TOKEN_ADDED) && t->normalized == normalized)
             keys[n++] = (struct trie_key){v->bytes + t->pos, t->len, id};
     }
-    ok = trie_build(keys, n, &slots, &n_slots, NULL, r->st) == ST_OK;
+    ok = trie_build(keys, n, NULL, &slots, &n_slots, r->st) == ST_OK;
     if (ok)
-        hand_over(image, which, slots, n_slots * sizeof(*slots));
+        hand_over(image, which, slots, 2 * n_slots * sizeof(*slots));
     else
         status_wrap(r->st, "added_tokens");
     free(keys);

@@ -5,7 +5,7 @@
 
 /* Slots are looked for 64 bases at a time in bit maps, so that a node of few children costs a few
  * words, and each class of nodes (by number of children) only moves forward. */
-enum { N_CLASSES = 5, MAX_SLOTS = 1 << 28 };
+enum { N_CLASSES = 5, MAX_SLOTS = 1 << 23 };
 
 struct range {
     uint32_t first, end; /* keys below this node */
@@ -22,7 +22,8 @@ struct item {
 
 struct builder {
     struct item *items;
-    uint64_t *slots;
+    uint32_t *slots;
+    uint32_t *values;
     uint64_t *used;  /* bit per slot */
     uint64_t *based; /* bit per slot: some node's base */
     size_t n_slots;  /* a multiple of 64; the maps have 5 words more, to be read past the end */
@@ -115,20 +116,24 @@ static enum status_code sort_keys(const struct trie_key *keys, size_t n, struct 
 static bool grow(struct builder *b, size_t n_slots)
 {
     size_t words = n_slots / 64 + 5, had = b->n_slots ? b->n_slots / 64 + 5 : 0;
-    uint64_t *slots, *used, *based;
+    uint64_t *used, *based;
+    uint32_t *slots, *values;
 
     if (n_slots > MAX_SLOTS)
         return false;
     if ((slots = realloc(b->slots, n_slots * sizeof(*slots))) != NULL)
         b->slots = slots;
+    if ((values = realloc(b->values, n_slots * sizeof(*values))) != NULL)
+        b->values = values;
     if ((used = realloc(b->used, words * sizeof(*used))) != NULL)
         b->used = used;
     if ((based = realloc(b->based, words * sizeof(*based))) != NULL)
         b->based = based;
-    if (slots == NULL || used == NULL || based == NULL)
+    if (slots == NULL || values == NULL || used == NULL || based == NULL)
         return false;
     for (size_t i = b->n_slots; i < n_slots; i++)
-        slots[i] = TRIE_FREE;
+        slots[i] = (i + 1) & 255; /* asked for only from a base of 256 k + 255 */
+    memset(values + b->n_slots, 0, (n_slots - b->n_slots) * sizeof(*values));
     memset(b->used + had, 0, (words - had) * sizeof(*used));
     memset(b->based + had, 0, (words - had) * sizeof(*based));
     b->n_slots = n_slots;
@@ -158,7 +163,7 @@ static size_t find_base(struct builder *b, const uint8_t *labels, unsigned n)
 
         if (64 * w + 64 + 256 >= b->n_slots && !grow(b, 2 * b->n_slots))
             return 0;
-        taken = b->based[w];
+        taken = b->based[w] | (uint64_t)(w % 4 == 3) << 63;
         for (unsigned i = 0; i < n && taken != UINT64_MAX; i++)
             taken |= window(b->used, 64 * w + labels[i]);
         if (taken != UINT64_MAX) {
@@ -209,7 +214,7 @@ static bool place(struct builder *b, const struct range *r)
     if (base == 0)
         return false;
     mark(b->based, base);
-    b->slots[r->slot] |= (uint64_t)base << 9;
+    b->slots[r->slot] |= (uint32_t)base << 9;
     if (base + 256 > b->top)
         b->top = base + 256;
     for (unsigned i = 0; i < n; i++) {
@@ -227,6 +232,7 @@ static enum status_code build(struct builder *b, size_t n, uint32_t *prefix, str
     bool ok = grow(b, 4096) && push(b, (struct range){0, (uint32_t)n, 0, 0, TRIE_NONE});
 
     if (ok) {
+        b->slots[0] = 1; /* any label but 0 */
         mark(b->used, 0);
         mark(b->based, 0); /* base 0 is for nodes without children */
         b->top = 256;
@@ -236,7 +242,8 @@ static enum status_code build(struct builder *b, size_t n, uint32_t *prefix, str
         if (r.first < r.end && b->items[r.first].len == r.depth) {
             /* sorted: the key that ends here is the first */
             uint32_t value = b->items[r.first].value;
-            b->slots[r.slot] |= (uint64_t)(value + 1) << 37;
+            b->slots[r.slot] |= 0x100;
+            b->values[r.slot] = value;
             if (prefix != NULL)
                 prefix[value] = r.above;
             r.above = value;
@@ -246,41 +253,48 @@ static enum status_code build(struct builder *b, size_t n, uint32_t *prefix, str
             ok = place(b, &r);
     }
     if (!ok)
-        return status_set(st, ST_EXHAUSTED, "no memory for a trie of %zu strings", n);
+        return status_set(st, ST_EXHAUSTED, "no memory for a trie of %zu strings, or too many", n);
     return status_ok(st);
 }
 
-enum status_code trie_build(const struct trie_key *keys, size_t n, uint64_t **slots,
-                            size_t *n_slots, uint32_t *prefix, struct status *st)
+enum status_code trie_build(const struct trie_key *keys, size_t n, uint32_t *prefix,
+                            uint32_t **slots, size_t *n_slots, struct status *st)
 {
     struct builder b = {.items = NULL};
+    uint32_t *both;
 
     for (size_t i = 0; i < n; i++)
-        if (keys[i].len == 0 || keys[i].value >= (1u << 27) - 1)
-            return status_set(st, ST_INVALID,
-                              "a string of a trie is empty or its value %u too large",
-                              keys[i].value);
+        if (keys[i].len == 0)
+            return status_set(st, ST_INVALID, "the value %u has the empty string", keys[i].value);
     if (sort_keys(keys, n, &b.items, st) != ST_OK)
         return st->code;
     if (build(&b, n, prefix, st) == ST_OK) {
-        *slots = b.slots;
-        *n_slots = b.top;
-        b.slots = NULL;
+        both = malloc(2 * b.top * sizeof(*both));
+        if (both != NULL) {
+            memcpy(both, b.slots, b.top * sizeof(*both));
+            memcpy(both + b.top, b.values, b.top * sizeof(*both));
+            *slots = both;
+            *n_slots = b.top;
+        } else {
+            status_set(st, ST_EXHAUSTED, "no memory for a trie of %zu slots", b.top);
+        }
     }
     free(b.items);
     free(b.slots);
+    free(b.values);
     free(b.used);
     free(b.based);
     free(b.stack);
     return st->code;
 }
 
-bool trie_is_sound(const uint64_t *slots, size_t n_slots, uint32_t n_values)
+bool trie_is_sound(const struct trie *t, uint32_t n_values)
 {
-    if (n_slots < 256)
+    if (t->n < 256)
         return false;
-    for (size_t i = 0; i < n_slots; i++)
-        if ((slots[i] >> 9 & 0xFFFFFFF) + 256 > n_slots || slots[i] >> 37 > n_values)
+    for (size_t i = 0; i < t->n; i++)
+        if ((t->slots[i] >> 9) + 256 > t->n ||
+            ((t->slots[i] & 0x100) && t->slots[t->n + i] >= n_values))
             return false;
     return true;
 }

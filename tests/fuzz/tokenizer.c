@@ -54,7 +54,7 @@ static void start(void)
     for (uint32_t id = 0; id < t->bpe.n_tokens; id++) {
         size_t len, found;
         const char *s = tokenizer_bytes(t, (int32_t)id, &len, NULL);
-        bool first = trie_longest(t->passes[0].trie, (const uint8_t *)s, len, &found) == id;
+        bool first = trie_longest(&t->passes[0].trie, (const uint8_t *)s, len, &found) == id;
         if (t->flags[id] & TOKEN_ADDED)
             pass_of[id] = first && found == len ? 1 : 2;
     }

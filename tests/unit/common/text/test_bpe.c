@@ -92,7 +92,7 @@ static void toy_build(struct toy *t)
     b->pairs_shift = 64 - (unsigned)__builtin_ctzll(t->tables.n_pairs);
     b->filter = t->tables.filter;
     b->filter_shift = 64 - (unsigned)__builtin_ctzll(t->tables.n_filter);
-    b->trie = t->tables.trie;
+    b->trie = (struct trie){t->tables.trie, t->tables.n_trie};
 }
 
 /* The definition, word for word. */

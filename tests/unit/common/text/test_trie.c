@@ -59,22 +59,24 @@ static void check_against_naive(const uint8_t *alphabet, uint32_t n_alphabet, ui
     static uint32_t prefix[KEYS * 3];
     struct trie_key keys[KEYS];
     struct status st;
-    uint64_t *slots;
-    size_t n_slots, n = make_keys(keys, KEYS, alphabet, n_alphabet, room, len_max);
+    struct trie t;
+    uint32_t *slots;
+    size_t n = make_keys(keys, KEYS, alphabet, n_alphabet, room, len_max);
 
-    assert_int_equal(trie_build(keys, n, &slots, &n_slots, prefix, &st), ST_OK);
-    assert_true(trie_is_sound(slots, n_slots, KEYS * 3));
+    assert_int_equal(trie_build(keys, n, prefix, &slots, &t.n, &st), ST_OK);
+    t.slots = slots;
+    assert_true(trie_is_sound(&t, KEYS * 3));
     for (size_t i = 0; i < TEXT; i++)
         text[i] = alphabet[rnd(n_alphabet)];
     for (size_t i = 0; i <= TEXT; i++) {
         size_t len, expected_len;
         uint32_t expected = naive_longest(keys, n, text + i, TEXT - i, &expected_len);
-        assert_int_equal(trie_longest(slots, text + i, TEXT - i, &len), expected);
+        assert_int_equal(trie_longest(&t, text + i, TEXT - i, &len), expected);
         assert_int_equal(len, expected_len);
     }
     for (size_t i = 0; i < n; i++) {
         size_t len;
-        assert_int_equal(trie_longest(slots, keys[i].bytes, keys[i].len, &len), keys[i].value);
+        assert_int_equal(trie_longest(&t, keys[i].bytes, keys[i].len, &len), keys[i].value);
         assert_int_equal(prefix[keys[i].value],
                          naive_longest(keys, n, keys[i].bytes, keys[i].len - 1, &len));
     }
@@ -99,14 +101,16 @@ static void the_longest_key_is_found_at_every_place(void **state)
 static void an_empty_trie_finds_nothing(void **state)
 {
     struct status st;
-    uint64_t *slots;
-    size_t n_slots, len;
+    struct trie t;
+    uint32_t *slots;
+    size_t len;
 
     (void)state;
-    assert_int_equal(trie_build(NULL, 0, &slots, &n_slots, NULL, &st), ST_OK);
+    assert_int_equal(trie_build(NULL, 0, NULL, &slots, &t.n, &st), ST_OK);
+    t.slots = slots;
     for (int c = 0; c < 256; c++) {
         uint8_t s[2] = {(uint8_t)c, 0};
-        assert_int_equal(trie_longest(slots, s, 2, &len), TRIE_NONE);
+        assert_int_equal(trie_longest(&t, s, 2, &len), TRIE_NONE);
         assert_int_equal(len, 0);
     }
     free(slots);
@@ -120,14 +124,14 @@ static void repeated_and_empty_keys_are_refused(void **state)
         {(const uint8_t *)"long enough to be sorted by its tail", 30, 9}};
     const struct trie_key empty[] = {{(const uint8_t *)"", 0, 1}};
     struct status st;
-    uint64_t *slots;
+    uint32_t *slots;
     size_t n_slots;
 
     (void)state;
-    assert_int_equal(trie_build(twins, 3, &slots, &n_slots, NULL, &st), ST_INVALID);
+    assert_int_equal(trie_build(twins, 3, NULL, &slots, &n_slots, &st), ST_INVALID);
     assert_non_null(strstr(st.msg, "7"));
     assert_non_null(strstr(st.msg, "9"));
-    assert_int_equal(trie_build(empty, 1, &slots, &n_slots, NULL, &st), ST_INVALID);
+    assert_int_equal(trie_build(empty, 1, NULL, &slots, &n_slots, &st), ST_INVALID);
 }
 
 int main(void)
