@@ -35,6 +35,7 @@ static enum status_code open_text(struct router *r, struct status *st)
 
     if (chat_profile_find(r->options->effort_profile, path, &r->chat.profile, &why, st) != ST_OK ||
         tokenizer_open(path, &r->tokenizer, st) != ST_OK ||
+        prefix_tokens_new(r->tokenizer, 0, &r->prefixes, st) != ST_OK ||
         chat_tokens_check(r->tokenizer, st) != ST_OK)
         return st->code;
     log_info("effort profile %s: %s", chat_profile_name(r->chat.profile), why);
@@ -99,6 +100,7 @@ void router_close_producers(struct router *r)
 
 void router_close(struct router *r)
 {
+    prefix_tokens_free(r->prefixes);
     tokenizer_free(r->tokenizer);
     if (r->metrics != NULL)
         router_metrics_deinit(r->metrics);

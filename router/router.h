@@ -12,6 +12,7 @@
 
 #include "common/rpc/rpc.h"
 #include "common/text/chat.h"
+#include "common/text/prefix_tokens.h"
 #include "common/text/tokenizer.h"
 #include "router/options.h"
 #include "router/router_metrics.h"
@@ -21,8 +22,9 @@ struct text_pool;
 struct router {
     const struct router_options *options;
     struct tokenizer *tokenizer;
-    int32_t eos_id;       /* never part of the text */
-    int32_t think_end_id; /* </think>: reasoning tokens are counted up to it */
+    struct prefix_tokens *prefixes; /* of prompts seen before; locks itself */
+    int32_t eos_id;                 /* never part of the text */
+    int32_t think_end_id;           /* </think>: reasoning tokens are counted up to it */
     struct chat_options chat;
     const char *model_name; /* what /v1/models and answers say */
     int64_t started_unix_s;

@@ -110,8 +110,8 @@ bool chat_task_run(struct text_task *task, const struct router *router, const ch
         return false;
     if (chat_request_render(json_root(task->doc), &router->chat, &scratch->prompt, err) != ST_OK)
         return false;
-    if (tokenizer_encode_prompt(router->tokenizer, scratch->cache, &scratch->prompt.prompt,
-                                &scratch->ids, &st) != ST_OK)
+    if (prefix_tokens_encode(router->prefixes, scratch->cache, &scratch->prompt.prompt,
+                             &scratch->ids, NULL, &st) != ST_OK)
         return field_fail(err, "messages", "invalid_value", "the prompt cannot be tokenized: %s",
                           st.msg);
     if (!add_prompt(task, "messages", &scratch->ids, context_length, err))
