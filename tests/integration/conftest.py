@@ -186,6 +186,21 @@ class Cluster:
             assert killed or code == 0, f"{p.name} exited with {code}: {p.text()[-3000:]}"
 
 
+@pytest.fixture
+def process(tmp_path):
+    """A factory: process(name, args, log name, **kw) -> Process; what still runs at the end is killed."""
+    made = []
+
+    def start(name, args, log=None, **kw):
+        made.append(Process(name, args, tmp_path / (log or f"{name}.log"), **kw))
+        return made[-1]
+
+    yield start
+    for p in made:
+        if p.alive():
+            p.kill()
+
+
 @pytest.fixture(scope="session")
 def tokenizer_json(tmp_path_factory):
     """The real tokenizer, unpacked."""

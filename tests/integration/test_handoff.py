@@ -2,10 +2,11 @@
 import json
 import os
 import subprocess
+import threading
 
 import pytest
 
-from conftest import ROOT, Process, json_lines, metric, run_baton, wait_until, http_get, free_port
+from conftest import BINARY, free_port, http_get, json_lines, metric, run_baton, wait_until
 
 LENGTHS = [1, 127, 128, 129, 255, 256, 257, 1000, 5000]
 NEW = 12
@@ -40,10 +41,10 @@ def check_all(model, decode, prefill, tmp_path, transport):
         assert got["stats"]["checksums_verified"] == (n + 255) // 256 + 1
 
 
-def test_one_host_over_shared_memory(demo_model, tmp_path):
+def test_one_host_over_shared_memory(demo_model, tmp_path, process):
     ports = free_port(), free_port()
-    workers = [Process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
-                              "--kv-transport", "shm"], tmp_path / f"{role}.log")
+    workers = [process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
+                              "--kv-transport", "shm"])
                for role, port in zip(("prefill", "decode"), ports)]
     for w, port in zip(workers, ports):
         wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
@@ -83,17 +84,16 @@ def inside(ns, url):
     return r.stdout == "200"
 
 
-def test_two_namespaces_over_tcp(demo_model, tmp_path, namespaces):
+def test_two_namespaces_over_tcp(demo_model, tmp_path, namespaces, process):
     p, d = namespaces
-    prefill = Process("prefill", ["--model-path", demo_model, "--port", 30000, "--kv-transport", "tcp"],
-                      tmp_path / "p.log", prefix=["ip", "netns", "exec", p])
-    decode = Process("decode", ["--model-path", demo_model, "--port", 30001, "--kv-transport", "tcp"],
-                     tmp_path / "d.log", prefix=["ip", "netns", "exec", d])
+    prefill = process("prefill", ["--model-path", demo_model, "--port", 30000, "--kv-transport", "tcp"],
+                      prefix=["ip", "netns", "exec", p])
+    decode = process("decode", ["--model-path", demo_model, "--port", 30001, "--kv-transport", "tcp"],
+                     prefix=["ip", "netns", "exec", d])
     wait_until("prefill", lambda: inside(p, "http://127.0.0.1:31000/ready"))
     wait_until("decode", lambda: inside(d, "http://127.0.0.1:31001/ready"))
     lines = "".join(json.dumps({"ids": ids_of_length(n), "max_new_tokens": NEW, "temperature": 0,
                                 "ignore_eos": True}) + "\n" for n in LENGTHS)
-    from conftest import BINARY
     r = subprocess.run(["ip", "netns", "exec", d, str(BINARY["baton"]), "generate", "--decode",
                         "127.0.0.1:30001", "--prefill", "10.77.0.1:30000"], input=lines,
                        capture_output=True, text=True, timeout=600)
@@ -105,13 +105,11 @@ def test_two_namespaces_over_tcp(demo_model, tmp_path, namespaces):
     assert prefill.stop() == 0 and decode.stop() == 0
 
 
-def test_retracted_requests_end_with_the_tokens_they_would_have_had(demo_model, tmp_path):
+def test_retracted_requests_end_with_the_tokens_they_would_have_had(demo_model, process):
     """Six requests at once in a pool for two: some are retracted, and every one gets its own tokens."""
-    import threading
     ports = free_port(), free_port()
     args = ["--model-path", demo_model, "--host", "127.0.0.1", "--max-total-tokens", 1024]
-    workers = [Process(role, [*args, "--port", port], tmp_path / f"{role}.log")
-               for role, port in zip(("prefill", "decode"), ports)]
+    workers = [process(role, [*args, "--port", port]) for role, port in zip(("prefill", "decode"), ports)]
     for w, port in zip(workers, ports):
         wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
     lengths, new, got = [100, 200, 240, 250, 260, 300], 160, {}
