@@ -62,10 +62,12 @@ class MockCluster:
         return metric(self.url, name)
 
     def stop(self):
-        code = self.router.stop()
-        for p in [*self.decodes, *self.prefills]:
-            p.kill()
-            p.file.close()
+        try:
+            code = self.router.stop()
+        finally:
+            for p in [*self.decodes, *self.prefills]:
+                p.kill()
+                p.file.close()
         assert code == 0, f"the router exited with {code}: {self.router.text()[-3000:]}"
 
 

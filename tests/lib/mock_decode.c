@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "baton/v1/decode.pb-c.h"
@@ -472,6 +473,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "mock_decode: %s\n", st.msg);
         return 1;
     }
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends takes its mocks along */
     log_init("mock", LOG_WARN);
     if (options.prefill_port > 0)
         listen_on(rpc, options.prefill_port, NULL, 0);
