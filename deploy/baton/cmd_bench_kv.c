@@ -147,8 +147,28 @@ static enum status_code raw_round(struct bench *b, const struct kv_set *set, dou
                         : status_set(st, ST_UNAVAILABLE, "plain socket: %s", strerror(errno));
 }
 
-static enum status_code round_of(struct bench *b, const struct kv_set *set, struct figures *f,
-                                 struct status *st)
+/* The n-th place of the slabs for a page set. Each measurement has one that none has touched
+ * lately: what it reads and writes is in no cache. */
+static enum status_code set_at(const struct bench *b, struct kv_set *set, uint32_t tokens,
+                               uint64_t n, struct status *st)
+{
+    bool pro = strcmp(b->o->model, "pro") == 0;
+    enum kv_layout layout = strcmp(b->o->layout, "pages") == 0 ? KV_LAYOUT_PAGES : KV_LAYOUT_LAYERS;
+    uint64_t bytes = kv_set_bytes(pro, tokens, layout), n_places = b->slab_bytes / bytes;
+
+    kv_set_deinit(set);
+    if (n_places == 0)
+        return status_set(st, ST_INVALID, "%u tokens need %llu bytes: raise --slab-mb", tokens,
+                          (unsigned long long)bytes);
+    if (!kv_set_init(set, pro, tokens, layout, n % n_places * bytes, n + 1))
+        return status_set(st, ST_EXHAUSTED, "no memory for the page set");
+    return status_ok(st);
+}
+
+enum { PLACES_PER_ROUND = 4 };
+
+static enum status_code put_round(struct bench *b, const struct kv_set *set, struct figures *f,
+                                  struct status *st)
 {
     struct kv_request cpu = {.op = KV_OP_CPU}, verify = {.op = KV_OP_VERIFY};
     double from = kv_cpu_seconds(), to = 0, after = 0;
@@ -164,9 +184,23 @@ static enum status_code round_of(struct bench *b, const struct kv_set *set, stru
     f->cpu_to[i] = (after - to) / f->put[i];
     if (kv_node_ask(b->control, &verify, set, b->crc, &f->verify[i], NULL, st) != ST_OK)
         return status_wrap(st, "verification");
-    f->copy[i] = kv_raw_copy(set, b->scratch, b->slab, false);
-    f->stream[i] = kv_raw_copy(set, b->scratch, b->slab, true);
-    if (raw_round(b, set, &f->raw[i], st) != ST_OK)
+    return st->code;
+}
+
+static enum status_code round_of(struct bench *b, struct kv_set *set, uint32_t tokens,
+                                 struct figures *f, struct status *st)
+{
+    uint64_t place = (uint64_t)f->n * PLACES_PER_ROUND;
+
+    if (set_at(b, set, tokens, place, st) != ST_OK || put_round(b, set, f, st) != ST_OK ||
+        set_at(b, set, tokens, place + 1, st) != ST_OK)
+        return st->code;
+    f->copy[f->n] = kv_raw_copy(set, b->scratch, b->slab, false);
+    if (set_at(b, set, tokens, place + 2, st) != ST_OK)
+        return st->code;
+    f->stream[f->n] = kv_raw_copy(set, b->scratch, b->slab, true);
+    if (set_at(b, set, tokens, place + 3, st) != ST_OK ||
+        raw_round(b, set, &f->raw[f->n], st) != ST_OK)
         return st->code;
     f->n++;
     return st->code;
@@ -199,30 +233,20 @@ static void report_set(const struct bench *b, const struct kv_set *set, uint32_t
 #undef NAME
 }
 
-/* Every round uses other bytes of the slabs, so that none finds its own in a cache. */
 static enum status_code run_set(struct bench *b, uint32_t tokens, struct status *st)
 {
-    bool pro = strcmp(b->o->model, "pro") == 0;
-    enum kv_layout layout = strcmp(b->o->layout, "pages") == 0 ? KV_LAYOUT_PAGES : KV_LAYOUT_LAYERS;
-    uint64_t bytes = kv_set_bytes(pro, tokens, layout), n_places = b->slab_bytes / bytes;
     struct figures *f = calloc(1, sizeof(*f));
+    uint32_t *crc = realloc(b->crc, (tokens / 256 + 1) * sizeof(*crc));
     struct kv_set set = {0};
 
-    status_ok(st);
-    if (f == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory");
-    if (n_places == 0)
-        status_set(st, ST_INVALID, "%u tokens need %llu bytes: raise --slab-mb", tokens,
-                   (unsigned long long)bytes);
-    for (int64_t r = 0; r < b->o->rounds && st->code == ST_OK; r++) {
-        kv_set_deinit(&set);
-        b->crc = realloc(b->crc, (tokens / 256 + 1) * sizeof(*b->crc));
-        if (b->crc == NULL || !kv_set_init(&set, pro, tokens, layout,
-                                           (uint64_t)r % n_places * bytes, (uint64_t)r + 1))
-            status_set(st, ST_EXHAUSTED, "no memory for the page set");
-        else
-            round_of(b, &set, f, st);
-    }
+    if (crc != NULL)
+        b->crc = crc;
+    if (f == NULL || crc == NULL)
+        status_set(st, ST_EXHAUSTED, "no memory");
+    else
+        status_ok(st);
+    while (st->code == ST_OK && f->n < b->o->rounds)
+        round_of(b, &set, tokens, f, st);
     if (st->code == ST_OK)
         report_set(b, &set, tokens, f);
     kv_set_deinit(&set);
