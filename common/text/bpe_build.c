@@ -1,5 +1,6 @@
 #include "common/text/bpe_build.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -110,71 +111,150 @@ static void note_neighbours(const struct bpe_merge *merges, uint32_t n_merges,
     }
 }
 
-/* The trie of the tokens that encode to themselves: bytes, and what merges two of them whose border
- * nothing crosses before. */
-static enum status_code build_trie(const struct bpe *b, const struct bpe_merge *merges,
-                                   uint32_t n_merges, struct bpe_tables *out, struct status *st)
-{
-    struct trie_key *keys = malloc(((size_t)n_merges + 256) * sizeof(*keys));
-    uint8_t *whole = calloc(b->n_tokens, 1); /* encodes to itself */
-    size_t n = 0;
+/*
+ * The trie of the tokens that encode to themselves. In a trained vocabulary that is all of them; so
+ * a thread builds the trie of all beside the other tables, and only if some do not, it is built
+ * again without them.
+ */
+struct trie_job {
+    pthread_t thread;
+    bool started;
+    struct trie_key *keys;
+    size_t n;
+    uint32_t *prefixes, *slots;
+    size_t n_slots;
+    struct status st;
+};
 
-    if (keys == NULL || whole == NULL) {
-        status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b->n_tokens);
-        goto done;
-    }
+static void *run_trie_job(void *arg)
+{
+    struct trie_job *job = arg;
+
+    trie_build(job->keys, job->n, job->prefixes, &job->slots, &job->n_slots, &job->st);
+    return NULL;
+}
+
+static enum status_code start_trie(struct trie_job *job, const struct bpe *b,
+                                   const struct bpe_merge *merges, uint32_t n_merges,
+                                   uint32_t *prefixes, struct status *st)
+{
+    job->keys = malloc(((size_t)n_merges + 256) * sizeof(*job->keys));
+    if (job->keys == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for %u merges", n_merges);
     for (uint32_t i = 0; i < n_merges + 256; i++) {
         uint32_t id = i < 256 ? b->byte_ids[i] : merges[i - 256].whole;
-        const struct bpe_token *t = &b->tokens[id];
-        if (i >= 256 && i + AHEAD < n_merges + 256) {
-            const struct bpe_merge *m = &merges[i - 256 + AHEAD];
-            __builtin_prefetch(&b->tokens[m->left]);
-            __builtin_prefetch(&b->tokens[m->right]);
-            prefetch_pair(b, m);
-        }
-        whole[id] = i < 256 || (whole[t->left] && whole[t->right] &&
-                                bpe_stays_apart(b, t->left, t->right, i - 256));
-        if (whole[id])
-            keys[n++] = (struct trie_key){b->bytes + b->offsets[id],
-                                          b->offsets[id + 1] - b->offsets[id], id};
+        job->keys[job->n++] =
+            (struct trie_key){b->bytes + b->offsets[id], b->offsets[id + 1] - b->offsets[id], id};
     }
-    if (trie_build(keys, n, out->prefixes, &out->trie, &out->n_trie, st) != ST_OK)
-        status_wrap(st, "the tokens' strings");
-done:
-    free(keys);
+    job->prefixes = prefixes;
+    job->started = pthread_create(&job->thread, NULL, run_trie_job, job) == 0;
+    if (!job->started)
+        run_trie_job(job);
+    return status_ok(st);
+}
+
+static void join_trie(struct trie_job *job)
+{
+    if (job->started)
+        pthread_join(job->thread, NULL);
+    job->started = false;
+}
+
+/* Drops from keys the tokens that do not encode to themselves: those whose parts do not, or which
+ * something crosses before they are merged. Returns how many are left. */
+static size_t keep_whole(const struct bpe *b, const struct bpe_merge *merges, uint32_t n_merges,
+                         uint8_t *whole, struct trie_key *keys)
+{
+    size_t n = 256;
+
+    for (uint32_t c = 0; c < 256; c++)
+        whole[b->byte_ids[c]] = 1;
+    for (uint32_t rank = 0; rank < n_merges; rank++) {
+        const struct bpe_merge *m = &merges[rank], *later = m + AHEAD;
+        if (rank + AHEAD < n_merges) {
+            __builtin_prefetch(&b->tokens[later->left]);
+            __builtin_prefetch(&b->tokens[later->right]);
+            prefetch_pair(b, later);
+        }
+        if (whole[m->left] && whole[m->right] && bpe_stays_apart(b, m->left, m->right, rank)) {
+            whole[m->whole] = 1;
+            keys[n++] = keys[rank + 256];
+        }
+    }
+    return n;
+}
+
+static enum status_code finish_trie(struct trie_job *job, const struct bpe *b,
+                                    const struct bpe_merge *merges, uint32_t n_merges,
+                                    struct bpe_tables *out, struct status *st)
+{
+    uint8_t *whole = calloc(b->n_tokens, 1);
+    struct trie_key *kept = malloc(job->n * sizeof(*kept));
+    size_t n;
+
+    if (whole == NULL || kept == NULL) {
+        free(whole);
+        free(kept);
+        return status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b->n_tokens);
+    }
+    memcpy(kept, job->keys, job->n * sizeof(*kept)); /* the thread reads the others */
+    n = keep_whole(b, merges, n_merges, whole, kept);
+    join_trie(job);
+    if (n < job->n) {
+        memcpy(job->keys, kept, n * sizeof(*kept));
+        job->n = n;
+        free(job->slots);
+        job->slots = NULL;
+        run_trie_job(job);
+    }
+    *st = job->st;
+    out->trie = job->slots;
+    out->n_trie = job->n_slots;
+    job->slots = NULL;
     free(whole);
+    free(kept);
     return st->code;
+}
+
+static enum status_code build_tables(const struct bpe *vocab, const struct bpe_merge *merges,
+                                     uint32_t n_merges, struct trie_job *job, struct bpe_tables *t,
+                                     struct status *st)
+{
+    struct bpe b = *vocab;
+
+    t->tokens = malloc(b.n_tokens * sizeof(*t->tokens));
+    t->prefixes = malloc(b.n_tokens * sizeof(*t->prefixes));
+    t->merged = malloc(((size_t)n_merges + 1) * sizeof(*t->merged));
+    if (t->tokens == NULL || t->prefixes == NULL || t->merged == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b.n_tokens);
+    for (uint32_t i = 0; i < b.n_tokens; i++)
+        t->prefixes[i] = BPE_NONE;
+    if (start_trie(job, &b, merges, n_merges, t->prefixes, st) != ST_OK ||
+        build_pairs(merges, n_merges, &b, t, st) != ST_OK)
+        return st->code;
+    for (uint32_t rank = 0; rank < n_merges; rank++)
+        t->merged[rank] = merges[rank].whole;
+    t->linear = note_makers(&b, merges, n_merges, t->tokens);
+    if (!t->linear)
+        return st->code;
+    note_neighbours(merges, n_merges, t->tokens);
+    b.tokens = t->tokens;
+    return finish_trie(job, &b, merges, n_merges, t, st);
 }
 
 enum status_code bpe_build(const struct bpe *vocab, const struct bpe_merge *merges,
                            uint32_t n_merges, struct bpe_tables *out, struct status *st)
 {
-    struct bpe b = *vocab;
+    struct trie_job job = {.started = false};
     struct bpe_tables t = {0};
 
-    t.tokens = malloc(b.n_tokens * sizeof(*t.tokens));
-    t.prefixes = malloc(b.n_tokens * sizeof(*t.prefixes));
-    t.merged = malloc(((size_t)n_merges + 1) * sizeof(*t.merged));
-    if (t.tokens == NULL || t.prefixes == NULL || t.merged == NULL) {
-        status_set(st, ST_EXHAUSTED, "no memory for %u tokens", b.n_tokens);
-        goto done;
-    }
-    if (build_pairs(merges, n_merges, &b, &t, st) != ST_OK)
-        goto done;
-    for (uint32_t rank = 0; rank < n_merges; rank++)
-        t.merged[rank] = merges[rank].whole;
-    t.linear = note_makers(&b, merges, n_merges, t.tokens);
-    if (t.linear)
-        note_neighbours(merges, n_merges, t.tokens);
-    b.tokens = t.tokens;
-    for (uint32_t i = 0; i < b.n_tokens; i++)
-        t.prefixes[i] = BPE_NONE;
-    if (t.linear && build_trie(&b, merges, n_merges, &t, st) != ST_OK)
-        goto done;
-    *out = t;
-    t = (struct bpe_tables){0};
-    status_ok(st);
-done:
-    bpe_tables_deinit(&t);
+    build_tables(vocab, merges, n_merges, &job, &t, st);
+    join_trie(&job);
+    free(job.keys);
+    free(job.slots);
+    if (st->code == ST_OK)
+        *out = t;
+    else
+        bpe_tables_deinit(&t);
     return st->code;
 }

@@ -12,7 +12,7 @@
 
 /* The file's contents, mapped; the path of the file goes to file_path. */
 static enum status_code map_file(const char *path, char *file_path, size_t n, void **text,
-                                 size_t *len, struct status *st)
+                                 size_t *len, mode_t *mode, struct status *st)
 {
     struct stat info;
     int fd;
@@ -33,12 +33,13 @@ static enum status_code map_file(const char *path, char *file_path, size_t n, vo
     if (*text == MAP_FAILED)
         return status_set(st, ST_EXHAUSTED, "%s: cannot be mapped: %s", file_path, strerror(errno));
     *len = (size_t)info.st_size;
+    *mode = info.st_mode;
     return status_ok(st);
 }
 
 /* The tables: from the cache file when it fits, else from the text. */
 static enum status_code fill(struct tokenizer *t, const char *cache_path, const char *text,
-                             size_t len, struct status *st)
+                             size_t len, mode_t mode, struct status *st)
 {
     struct status ignored;
 
@@ -50,7 +51,7 @@ static enum status_code fill(struct tokenizer *t, const char *cache_path, const 
     }
     if (tokenizer_json_read(text, len, &t->image, st) != ST_OK || tokenizer_bind(t, st) != ST_OK)
         return st->code;
-    image_store(cache_path, text, len, &t->image, &ignored);
+    image_store(cache_path, text, len, mode, &t->image, &ignored);
     return st->code;
 }
 
@@ -60,14 +61,15 @@ enum status_code tokenizer_open(const char *path, struct tokenizer **out, struct
     struct tokenizer *t;
     void *text = NULL;
     size_t len = 0;
+    mode_t mode = 0;
 
-    if (map_file(path, file_path, sizeof(file_path), &text, &len, st) != ST_OK)
+    if (map_file(path, file_path, sizeof(file_path), &text, &len, &mode, st) != ST_OK)
         return st->code;
     snprintf(cache_path, sizeof(cache_path), "%s.baton", file_path);
     t = calloc(1, sizeof(*t));
     if (t == NULL) {
         status_set(st, ST_EXHAUSTED, "no memory for a tokenizer");
-    } else if (fill(t, cache_path, text, len, st) == ST_OK) {
+    } else if (fill(t, cache_path, text, len, mode, st) == ST_OK) {
         *out = t;
         t = NULL;
     } else {

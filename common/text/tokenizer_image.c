@@ -158,7 +158,7 @@ static bool is_read_only(const char *path)
 }
 
 enum status_code image_store(const char *cache_path, const void *source, size_t source_bytes,
-                             const struct image *image, struct status *st)
+                             mode_t mode, const struct image *image, struct status *st)
 {
     char name[4096];
     struct header h;
@@ -172,8 +172,7 @@ enum status_code image_store(const char *cache_path, const void *source, size_t 
     if (fd < 0)
         return status_set(st, ST_UNAVAILABLE, "%s: %s", cache_path, strerror(errno));
     fill_header(&h, source, source_bytes, image);
-    /* readable for all who may read the directory, like the file that it stands for */
-    if (!write_image(fd, &h, image) || fchmod(fd, 0644) != 0)
+    if (!write_image(fd, &h, image) || fchmod(fd, (mode & 0644) | 0600) != 0)
         error = errno;
     if (close(fd) != 0 && error == 0)
         error = errno;

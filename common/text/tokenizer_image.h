@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "common/base/status.h"
 
@@ -79,9 +80,10 @@ enum status_code image_load(const char *cache_path, const void *source, size_t s
 /**
  * Writes the cache file: into a file of its own, then renamed, so that a reader sees all or
  * nothing and of two writers one wins.
+ * @param mode  who may read it: the permissions of the tokenizer.json
  * @return ST_OK; ST_UNAVAILABLE with the reason (a read-only directory, a full disk)
  */
 enum status_code image_store(const char *cache_path, const void *source, size_t source_bytes,
-                             const struct image *image, struct status *st);
+                             mode_t mode, const struct image *image, struct status *st);
 
 #endif
