@@ -5,10 +5,10 @@ enum { D_MAX = 4096 };
 
 void ref_attend(float *o, const float *q, const float *keys, int m, int D, double sink, double *p)
 {
-    double acc[D_MAX] = {0}, top = -INFINITY, total = 0;
+    double acc[D_MAX] = {0}, top = -INFINITY, total = 0, scale = pow((double)D, -0.5);
 
     for (int j = 0; j < m; j++) {
-        p[j] = ref_dot(q, keys + (int64_t)j * D, D) * pow(D, -0.5);
+        p[j] = ref_dot(q, keys + (int64_t)j * D, D) * scale;
         top = p[j] > top ? p[j] : top;
     }
     for (int j = 0; j < m; j++) {

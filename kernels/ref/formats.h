@@ -58,34 +58,34 @@ static inline float bf16_grid(double x)
 
 static inline float e4m3_decode(uint8_t code)
 {
-    int e = (code >> 3) & 15, m = code & 7;
-    float mag = e == 0 ? (float)m * 0x1p-9f : ldexpf((float)(8 + m), e - 10);
+    uint32_t sign = (uint32_t)(code & 128) << 24, mag = code & 127;
 
-    if ((code & 127) == 127)
+    if (mag == 127)
         return NAN;
-    return code & 128 ? -mag : mag;
+    if (mag < 8) /* subnormal: steps of 2^-9 */
+        return f32_from_bits(sign | f32_bits((float)mag * 0x1p-9f));
+    return f32_from_bits(sign | ((mag << 20) + ((127u - 7) << 23)));
 }
 
 /* x within [-448, 448]. */
 static inline uint8_t e4m3_encode(float x)
 {
-    uint8_t sign = signbit(x) ? 0x80 : 0;
-    float a = fabsf(x);
-    int e;
+    uint32_t sign = f32_bits(x) >> 24 & 128, b = f32_bits(x) & 0x7FFFFFFF;
 
     if (isnan(x))
         return 0x7F;
-    if (a < 0x1p-6f) /* subnormal: steps of 2^-9; 8 steps are the first normal number */
-        return (uint8_t)(sign | (uint8_t)rintf(a * 0x1p9f));
-    frexpf(a, &e); /* a = m 2^e, m in [1/2, 1); eight steps per octave */
-    return (uint8_t)(sign | (uint8_t)(((e + 6) << 3) + (int)rintf(ldexpf(a, 4 - e)) - 8));
+    if (b < f32_bits(0x1p-6f)) /* subnormal: steps of 2^-9; 8 steps are the first normal number */
+        return (uint8_t)(sign | (uint32_t)rintf(fabsf(x) * 0x1p9f));
+    return (uint8_t)(sign | ((b - ((127u - 7) << 23) + 0x7FFFF + (b >> 20 & 1)) >> 20));
 }
 
 static inline float e2m1_decode(unsigned nibble)
 {
-    static const float mag[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    uint32_t sign = (nibble & 8) << 28, mag = nibble & 7;
 
-    return nibble & 8 ? -mag[nibble & 7] : mag[nibble & 7];
+    if (mag < 2) /* 0 and 1/2 */
+        return f32_from_bits(sign | f32_bits((float)mag * 0.5f));
+    return f32_from_bits(sign | ((mag << 22) + ((127u - 1) << 23)));
 }
 
 /* x within [-6, 6]. */
@@ -108,27 +108,29 @@ static inline float e8m0_decode(uint8_t e)
     return e == 0 ? 0x1p-127f : f32_from_bits((uint32_t)e << 23);
 }
 
-/* E8M0 byte of the smallest power of two >= x; x positive and normal. */
+/* E8M0 byte of the smallest power of two >= x; x positive and normal, or infinite or NaN: 255. */
 static inline uint8_t e8m0_ceil(float x)
 {
     uint32_t b = f32_bits(x);
 
+    if (isnan(x))
+        return 255;
     return (uint8_t)((b >> 23) + ((b & 0x7FFFFF) != 0));
 }
 
-/* Scale byte of a block whose largest magnitude is amax. */
+/* Scale byte of a block whose largest magnitude is amax; a NaN in the block makes all of it NaN. */
 static inline uint8_t fp8_scale(float amax)
 {
     float floor = 1e-4f;
 
-    return e8m0_ceil((amax > floor ? amax : floor) * (float)(1.0 / 448.0));
+    return e8m0_ceil((amax <= floor ? floor : amax) * (float)(1.0 / 448.0));
 }
 
 static inline uint8_t fp4_scale(float amax)
 {
     float floor = (float)(6 * 0x1p-126);
 
-    return e8m0_ceil((amax > floor ? amax : floor) * (float)(1.0 / 6.0));
+    return e8m0_ceil((amax <= floor ? floor : amax) * (float)(1.0 / 6.0));
 }
 
 static inline float clampf(float x, float limit)
@@ -136,13 +138,17 @@ static inline float clampf(float x, float limit)
     return x > limit ? limit : x < -limit ? -limit : x; /* a NaN stays one */
 }
 
+/* Largest magnitude; NaN when there is one. */
 static inline float block_amax(const float *x, int n)
 {
     float amax = 0;
 
-    for (int i = 0; i < n; i++)
-        if (!(fabsf(x[i]) <= amax))
+    for (int i = 0; i < n; i++) {
+        if (isnan(x[i]))
+            return NAN;
+        if (fabsf(x[i]) > amax)
             amax = fabsf(x[i]);
+    }
     return amax;
 }
 
@@ -155,6 +161,22 @@ static inline uint8_t fp8_quantise(uint8_t *codes, const float *x, int n)
     for (int i = 0; i < n; i++)
         codes[i] = e4m3_encode(clampf(x[i] / scale, 448));
     return e;
+}
+
+/* x as it looks after FP8 storage, per 128 values; bf16 holds code * scale exactly. out may be x.
+ */
+static inline void fp8_grid_row(uint16_t *out, const uint16_t *x, int n)
+{
+    for (int b = 0; b < n; b += 128) {
+        uint8_t codes[128];
+        float block[128], scale;
+
+        for (int i = 0; i < 128; i++)
+            block[i] = bf16_decode(x[b + i]);
+        scale = e8m0_decode(fp8_quantise(codes, block, 128));
+        for (int i = 0; i < 128; i++)
+            out[b + i] = bf16_encode(e4m3_decode(codes[i]) * scale);
+    }
 }
 
 /* The same for FP4: n / 2 bytes, element 2j in the low nibble. */

@@ -54,26 +54,30 @@ struct select_job {
     const struct kernel_kv *v;
 };
 
-static float score_of(const struct select_job *job, int64_t t, const float *key)
+float ref_index_score(const uint16_t *q, const uint16_t *weights, const float *key, int Hi, int Di)
 {
-    int Hi = job->k->dims.index_n_heads, Di = job->k->dims.index_head_dim;
     double sum = 0;
 
     for (int h = 0; h < Hi; h++) {
-        float dot = bf16_grid(ref_dot_bf16(key, job->q + (t * Hi + h) * Di, Di));
-        float relu = dot > 0 ? dot : 0;
+        float dot = bf16_grid(ref_dot_bf16(key, q + (int64_t)h * Di, Di));
+        float relu = dot < 0 ? 0 : dot; /* a NaN stays one */
 
-        sum += (double)bf16_grid((double)(relu * bf16_decode(job->weights[t * Hi + h])));
+        sum += (double)bf16_grid((double)(relu * bf16_decode(weights[h])));
     }
     return bf16_grid(sum);
 }
 
+/* Best first; equal: lower entry first; NaN: last. */
 static int by_score(const void *a, const void *b, void *scores)
 {
     int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
     float x = ((const float *)scores)[i], y = ((const float *)scores)[j];
 
-    return x > y ? -1 : x < y ? 1 : i < j ? -1 : 1;
+    if (x > y || (isnan(y) && !isnan(x)))
+        return -1;
+    if (x < y || (isnan(x) && !isnan(y)))
+        return 1;
+    return i < j ? -1 : 1;
 }
 
 static void select_part(void *arg, int part, int n_parts)
@@ -83,6 +87,7 @@ static void select_part(void *arg, int part, int n_parts)
     const int32_t *pos = ref_ptr(job->b->row_pos), *seq = ref_ptr(job->b->row_seq);
     struct ref_scratch *s = &((struct ref *)job->k->self)->scratch[part];
     struct ref_range r = ref_share(job->b->n_rows, part, n_parts);
+    int Hi = d->index_n_heads, Di = d->index_head_dim;
 
     for (int64_t t = r.begin; t < r.end; t++) {
         int n = (pos[t] + 1) / job->v->ratio;
@@ -90,8 +95,9 @@ static void select_part(void *arg, int part, int n_parts)
         for (int g = 0; g < n; g++) {
             float key[D_MAX];
 
-            key_row_unpack(key, ref_entry(job->b, job->v, seq[t], g, true), d->index_head_dim);
-            s->scores[g] = score_of(job, t, key);
+            key_row_unpack(key, ref_entry(job->b, job->v, seq[t], g, true), Di);
+            s->scores[g] =
+                ref_index_score(job->q + t * Hi * Di, job->weights + t * Hi, key, Hi, Di);
             s->order[g] = g;
         }
         qsort_r(s->order, (size_t)n, sizeof(*s->order), by_score, s->scores);

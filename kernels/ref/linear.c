@@ -1,31 +1,24 @@
 /* Dense layers: each output is one dot product, accumulated in double. */
 #include "kernels/ref/ref.h"
 
-/* Longest inner dimension: a decoded weight row lies on the stack. */
-enum { COLS_MAX = 32768 };
+/* Lanes of one fixed order, so that compilers can use vectors without changing the sum. */
+enum { LANES = 16 };
 
-/* Eight lanes of one fixed order, so that compilers can use vectors without changing the sum. */
 #define DOT_BODY(load_b)                                                                           \
-    double lane[8] = {0};                                                                          \
+    double lane[LANES] = {0}, sum = 0;                                                             \
     int64_t i = 0;                                                                                 \
-    for (; i + 8 <= n; i += 8)                                                                     \
-        for (int j = 0; j < 8; j++)                                                                \
+    for (; i + LANES <= n; i += LANES)                                                             \
+        for (int j = 0; j < LANES; j++)                                                            \
             lane[j] += (double)a[i + j] * (double)(load_b(b[i + j]));                              \
     for (int j = 0; i < n; i++, j++)                                                               \
         lane[j] += (double)a[i] * (double)(load_b(b[i]));                                          \
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +                                           \
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    for (int j = 0; j < LANES; j++)                                                                \
+        sum += lane[j];                                                                            \
+    return sum;
 
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-/* clang 14 names the resolver otherwise than other files call it */
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
+REF_CLONES double ref_dot(const float *a, const float *b, int64_t n){DOT_BODY((float))}
 
-CLONES double ref_dot(const float *a, const float *b, int64_t n){DOT_BODY((float))}
-
-CLONES double ref_dot_bf16(const float *a, const uint16_t *b, int64_t n){DOT_BODY(bf16_decode)}
+REF_CLONES double ref_dot_bf16(const float *a, const uint16_t *b, int64_t n){DOT_BODY(bf16_decode)}
 
 size_t ref_act_quant_bytes(struct kernels *k, int n)
 {
@@ -33,7 +26,7 @@ size_t ref_act_quant_bytes(struct kernels *k, int n)
     return (size_t)n * sizeof(uint16_t);
 }
 
-/* The quantised form is the dequantised values: code * scale is exact in bf16. */
+/* The quantised form is the values themselves: code * scale is exact in bf16. */
 struct quant_job {
     uint16_t *xq;
     const uint16_t *x;
@@ -43,20 +36,10 @@ struct quant_job {
 static void quant_part(void *arg, int part, int n_parts)
 {
     const struct quant_job *job = arg;
-    int blocks = job->n / 128;
-    struct ref_range r = ref_share((int64_t)job->T * blocks, part, n_parts);
+    struct ref_range r = ref_share(job->T, part, n_parts);
 
-    for (int64_t b = r.begin; b < r.end; b++) {
-        float x[128];
-        uint8_t codes[128];
-        float scale;
-
-        for (int i = 0; i < 128; i++)
-            x[i] = bf16_decode(job->x[b * 128 + i]);
-        scale = e8m0_decode(fp8_quantise(codes, x, 128));
-        for (int i = 0; i < 128; i++)
-            job->xq[b * 128 + i] = bf16_encode(e4m3_decode(codes[i]) * scale);
-    }
+    for (int64_t t = r.begin; t < r.end; t++)
+        fp8_grid_row(job->xq + t * job->n, job->x + t * job->n, job->n);
 }
 
 void ref_act_quant(struct kernels *k, struct dev_ptr xq, struct dev_ptr x, int T, int n)
@@ -81,7 +64,7 @@ static void linear_part(void *arg, int part, int n_parts)
     const struct linear_job *job = arg;
     const struct weight *w = job->w;
     struct ref_range r = ref_share(w->rows, part, n_parts);
-    float row[COLS_MAX];
+    float row[REF_COLS_MAX];
 
     for (int64_t i = r.begin; i < r.end; i++) {
         const uint16_t *x = job->x + i / job->rows_per_group * w->cols;

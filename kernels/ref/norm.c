@@ -31,7 +31,7 @@ void ref_rotate(float *x, int n, int R, int64_t position, const float *freq, int
 
 void ref_hadamard(float *x, int n)
 {
-    double y[4096];
+    double y[4096], scale = pow((double)n, -0.5);
 
     for (int i = 0; i < n; i++)
         y[i] = (double)x[i];
@@ -44,7 +44,7 @@ void ref_hadamard(float *x, int n)
                 y[j + step] = a - b;
             }
     for (int i = 0; i < n; i++)
-        x[i] = bf16_grid(y[i] * pow((double)n, -0.5));
+        x[i] = bf16_grid(y[i] * scale);
 }
 
 struct norm_job {

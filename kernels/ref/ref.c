@@ -55,6 +55,15 @@ static bool scratch_init(struct ref_scratch *s, const struct kernel_dims *d)
     return s->keys != NULL && s->probs != NULL && s->scores != NULL && s->order != NULL;
 }
 
+static bool moe_init(struct ref_moe *m, const struct kernel_dims *d)
+{
+    m->token = malloc(REF_MOE_ROWS * sizeof(*m->token));
+    m->weight = malloc(REF_MOE_ROWS * sizeof(*m->weight));
+    m->hidden = malloc(REF_MOE_ROWS * (size_t)d->moe_inter * sizeof(*m->hidden));
+    m->sum = malloc(REF_MOE_ROWS * (size_t)d->hidden * sizeof(*m->sum));
+    return m->token != NULL && m->weight != NULL && m->hidden != NULL && m->sum != NULL;
+}
+
 int kernels_ref_open(struct kernels *k)
 {
     struct ref *r = calloc(1, sizeof(*r));
@@ -64,7 +73,7 @@ int kernels_ref_open(struct kernels *k)
     k->self = r;
     if (ok)
         r->scratch = calloc((size_t)k->env.n_threads, sizeof(*r->scratch));
-    ok = ok && r->scratch != NULL;
+    ok = ok && r->scratch != NULL && moe_init(&r->moe, &k->dims);
     for (int i = 0; ok && i < k->env.n_threads; i++) {
         r->n_scratch = i + 1;
         ok = scratch_init(&r->scratch[i], &k->dims);
@@ -90,6 +99,10 @@ void kernels_ref_close(struct kernels *k)
         free(r->scratch[i].order);
     }
     free(r->scratch);
+    free(r->moe.token);
+    free(r->moe.weight);
+    free(r->moe.hidden);
+    free(r->moe.sum);
     free(r);
     k->self = NULL;
 }

@@ -27,12 +27,35 @@ struct ref_scratch {
     int32_t *order; /* the same */
 };
 
+/* Tokens that the experts take at a time. */
+enum { REF_MOE_ROWS = 256 };
+
+/* Workspace of moe: the tokens of one expert, and the sums of all. */
+struct ref_moe {
+    int32_t *token;   /* [REF_MOE_ROWS] */
+    float *weight;    /* [REF_MOE_ROWS] */
+    uint16_t *hidden; /* [REF_MOE_ROWS][moe_inter] */
+    double *sum;      /* [REF_MOE_ROWS][hidden] */
+};
+
 struct ref {
     struct ref_scratch *scratch; /* [n_threads] */
     int n_scratch;
+    struct ref_moe moe;
 };
 
 /* ---- what the files share ---- */
+
+/* Longest inner dimension of a product: a decoded row lies on the stack. */
+enum { REF_COLS_MAX = 32768 };
+
+/* Builds a function for several ISAs; all give the same bits, because each product of two bf16 or
+ * f32 is exact in double. gcc alone: clang 14 names the resolver otherwise than callers do. */
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#define REF_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define REF_CLONES
+#endif
 
 /* Host address of a device pointer. */
 static inline void *ref_ptr(struct dev_ptr p)
@@ -77,6 +100,12 @@ double ref_swiglu(float gate, float up, double limit);
 void ref_attend(float *o, const float *q, const float *keys, int m, int D, double sink,
                 double *probs);
 
+/* Score of one index key [Di] for a token's queries [Hi][Di] and head weights [Hi]. */
+float ref_index_score(const uint16_t *q, const uint16_t *weights, const float *key, int Hi, int Di);
+
+/* silu(min(gate, limit)) * clip(up, -limit, limit); limit 0: none. */
+double ref_swiglu(float gate, float up, double limit);
+
 /* Where entry g (or its index key) of a sequence lies. */
 uint8_t *ref_entry(const struct kernel_batch *b, const struct kernel_kv *kv, int seq, int64_t g,
                    bool key);
@@ -89,6 +118,7 @@ int ref_dev_read(struct kernels *k, void *dst, struct dev_ptr src, size_t bytes)
 void ref_dev_copy(struct kernels *k, struct dev_ptr dst, struct dev_ptr src, size_t bytes);
 int ref_sync(struct kernels *k);
 void *ref_dev_host(struct kernels *k, struct dev_ptr p);
+/* weight.c */
 int ref_weight_load(struct kernels *k, const struct weight_src *src, struct weight *out);
 void ref_weight_unload(struct kernels *k, struct weight *w);
 /* linear.c */
@@ -137,10 +167,11 @@ void ref_index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q
 void ref_attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q, struct dev_ptr rows,
                    struct dev_ptr chosen, const struct weight *sink, const struct kernel_batch *b,
                    const struct kernel_kv *kv_view, struct dev_ptr freq);
-/* moe.c */
+/* gate.c */
 void ref_gate(struct kernels *k, struct dev_ptr ids, struct dev_ptr weights, struct dev_ptr x,
               const struct weight *gate, const struct weight *bias, const struct weight *table,
               struct dev_ptr tokens, int T);
+/* moe.c */
 void ref_moe(struct kernels *k, struct dev_ptr y, struct dev_ptr xq, struct dev_ptr ids,
              struct dev_ptr weights, const struct expert_weights *experts,
              const struct expert_weights *shared, int T);
