@@ -92,9 +92,6 @@ void ref_rotate(float *x, int n, int R, int64_t position, const float *freq, int
  */
 void ref_hadamard(float *x, int n);
 
-/* silu(min(gate, limit)) * clip(up, -limit, limit); limit 0: none. Not rounded. */
-double ref_swiglu(float gate, float up, double limit);
-
 /* One token's attention for one head over m keys [m][D]; o [D] rounded to bf16; probs [m] is
  * scratch. */
 void ref_attend(float *o, const float *q, const float *keys, int m, int D, double sink,
