@@ -1,16 +1,22 @@
 /*
- * transfer: moves KV bytes from this process's slabs into a peer's, over UCX.
+ * transfer: moves KV bytes from this process's slabs into a peer's.
  *
  * The receiver (decode) exposes its slabs; the sender (prefill) writes into units that the receiver
  * named for one request, flushes, and only then is told that the bytes are there. Checksums are
  * taken from the sender's memory as it is sent, and computed again by the receiver over what
  * arrived.
  *
- * Owns      every UCX object, on one thread that sleeps when there is nothing to do.
+ * Two lanes carry bytes, chosen per peer: UCX (RDMA; shared memory on one node, as a copy fused
+ * with the checksum) where it leads to the peer natively, else a socket of our own, where TCP is
+ * allowed. The socket lane listens on every interface, admits senders that know the descriptor's
+ * token and holds every write against the slabs' bounds; it does not encrypt.
+ *
+ * Owns      every UCX object and socket, on one thread that sleeps when there is nothing to do.
  * Promises  a put's completion comes exactly once, ok only after a flush: the bytes are visible to
  * the peer. After it (ok or not) local memory is not read any more. After transfer_peer_close()
- * returns through its callback nothing more is written to that peer. Threads   calls: any.
- * Callbacks: the transfer thread; they push to a mailbox and return.
+ * returns through its callback nothing more is written to that peer (but see there for a frozen
+ * one). Threads   calls: any. Callbacks: the transfer or the verify thread; they push to a mailbox
+ * and return. Do not fork while a transfer is up: UCX does not survive it.
  */
 #ifndef BATON_COMMON_TRANSFER_TRANSFER_H
 #define BATON_COMMON_TRANSFER_TRANSFER_H
@@ -60,15 +66,21 @@ enum status_code transfer_slab_register(struct transfer *t, int index, void *bas
 enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st);
 
 /**
- * Connects to a peer described by its transfer_describe() bytes (input: checked).
+ * Connects to a peer described by its transfer_describe() bytes (input: checked). Over a socket the
+ * connection is made in the background, 8 s at most: a put waits for it, and ends with
+ * ST_UNAVAILABLE and the addresses tried when there is none.
  * @param name  for logs
+ * @return ST_OK; ST_INVALID: these bytes are no descriptor; ST_UNAVAILABLE: no allowed transport
+ * leads there
  */
 enum status_code transfer_peer_open(struct transfer *t, const char *name, const void *desc,
                                     size_t desc_len, struct transfer_peer **out, struct status *st);
 
 /**
- * Closes by force: outstanding puts complete with ST_UNAVAILABLE, then on_closed (may be NULL) says
- * that nothing can be written to the peer any more, and the peer is freed.
+ * Closes: outstanding puts complete with ST_UNAVAILABLE, then on_closed (may be NULL) says that
+ * nothing can be written to the peer any more, and the peer is freed. Over a socket the peer is
+ * asked to confirm that it has read everything; one that is frozen while its kernel lives is cut
+ * off after 20 s, and may then still read the few bytes that its kernel holds when it thaws.
  */
 void transfer_peer_close(struct transfer_peer *p, void (*on_closed)(void *arg), void *arg);
 
