@@ -2,7 +2,7 @@
 
 #include "common/base/json.h"
 #include "common/text/bpe_build.h"
-#include "common/text/pretokenize.h"
+#include "common/text/tokenizer_parts.h"
 #include "common/text/tokenizer_vocab.h"
 #include "common/base/utf8.h"
 
@@ -24,12 +24,6 @@ struct reader {
     struct status *st;
 };
 
-static bool refuse(struct reader *r, const char *what, const char *supported)
-{
-    status_set(r->st, ST_INVALID, "%s is not supported (supported: %s)", what, supported);
-    return false;
-}
-
 static bool is_absent(const struct json *v)
 {
     return v == NULL || v->type == JSON_NULL;
@@ -38,227 +32,6 @@ static bool is_absent(const struct json *v)
 static bool is_bool(const struct json *v, enum json_type which)
 {
     return v != NULL && v->type == which;
-}
-
-/* "name NFC": how an unsupported component is called in an error. */
-static const char *type_name(const struct json *v, const char *component, char *out, size_t n)
-{
-    const struct json *type = json_get(v, "type");
-
-    if (type != NULL && type->type == JSON_STRING)
-        snprintf(out, n, "%s \"%s\"", component, type->text);
-    else
-        snprintf(out, n, "%s without a type", component);
-    return out;
-}
-
-static bool check_null(struct reader *r, const struct json *v, const char *name)
-{
-    return is_absent(v) || refuse(r, name, "null");
-}
-
-static bool check_normalizer(struct reader *r, const struct json *v)
-{
-    const struct json *list = json_get(v, "normalizers");
-    char what[64];
-
-    if (is_absent(v))
-        return true;
-    if (json_is(json_get(v, "type"), "Sequence") && list != NULL && list->type == JSON_ARRAY) {
-        if (list->len == 0)
-            return true;
-        v = &list->items[0];
-    }
-    return refuse(r, type_name(v, "normalizer", what, sizeof(what)), "none, or an empty Sequence");
-}
-
-static bool check_byte_level(struct reader *r, const struct json *v, const char *component)
-{
-    char what[64];
-
-    return json_is(json_get(v, "type"), "ByteLevel") ||
-           refuse(r, type_name(v, component, what, sizeof(what)), "ByteLevel");
-}
-
-static bool check_split(struct reader *r, const struct json *v, int i)
-{
-    const struct json *pattern = json_get(json_get(v, "pattern"), "Regex");
-    char what[256];
-
-    if (!json_is(json_get(v, "type"), "Split"))
-        return refuse(r, type_name(v, "pre_tokenizer", what, sizeof(what)),
-                      "three Splits, then ByteLevel");
-    if (!json_is(pattern, pretokenize_patterns[i])) {
-        snprintf(what, sizeof(what), "pre_tokenizer Split %d with the pattern %.150s", i + 1,
-                 pattern != NULL && pattern->type == JSON_STRING ? pattern->text
-                                                                 : "of another kind");
-        return refuse(r, what, "the three regexes of DeepSeek-V3 and V4");
-    }
-    if (!json_is(json_get(v, "behavior"), "Isolated"))
-        return refuse(r, "pre_tokenizer Split with another behavior", "Isolated");
-    if (!is_bool(json_get(v, "invert"), JSON_FALSE) && !is_absent(json_get(v, "invert")))
-        return refuse(r, "pre_tokenizer Split with invert", "invert: false");
-    return true;
-}
-
-static bool check_pre_tokenizer(struct reader *r, const struct json *v)
-{
-    const struct json *list = json_get(v, "pretokenizers");
-    char what[64];
-
-    r->has_pre_tokenizer = true;
-    if (!json_is(json_get(v, "type"), "Sequence") || list == NULL || list->type != JSON_ARRAY)
-        return refuse(r, type_name(v, "pre_tokenizer", what, sizeof(what)),
-                      "a Sequence of three Splits and ByteLevel");
-    for (uint32_t i = 0; i < 3 && i < list->len; i++)
-        if (!check_split(r, &list->items[i], (int)i))
-            return false;
-    if (list->len != 4) {
-        snprintf(what, sizeof(what), "a pre_tokenizer Sequence of %u parts", list->len);
-        return refuse(r, what, "three Splits, then ByteLevel");
-    }
-    if (!check_byte_level(r, &list->items[3], "pre_tokenizer"))
-        return false;
-    if (!is_bool(json_get(&list->items[3], "add_prefix_space"), JSON_FALSE))
-        return refuse(r, "pre_tokenizer ByteLevel with add_prefix_space",
-                      "add_prefix_space: false");
-    if (!is_bool(json_get(&list->items[3], "use_regex"), JSON_FALSE))
-        return refuse(r, "pre_tokenizer ByteLevel with use_regex", "use_regex: false");
-    return true;
-}
-
-/* Only offsets, which nobody asks for, depend on what is inside. */
-static bool check_post_processor(struct reader *r, const struct json *v)
-{
-    return is_absent(v) || check_byte_level(r, v, "post_processor");
-}
-
-static bool check_decoder(struct reader *r, const struct json *v)
-{
-    r->has_decoder = true;
-    return check_byte_level(r, v, "decoder");
-}
-
-static bool check_version(struct reader *r, const struct json *v)
-{
-    return json_is(v, "1.0") || refuse(r, "this version of tokenizer.json", "\"1.0\"");
-}
-
-static bool check_truncation(struct reader *r, const struct json *v)
-{
-    return check_null(r, v, "truncation");
-}
-
-static bool check_padding(struct reader *r, const struct json *v)
-{
-    return check_null(r, v, "padding");
-}
-
-static bool check_type(struct reader *r, const struct json *v)
-{
-    char what[64];
-
-    if (json_is(v, "BPE"))
-        return true;
-    snprintf(what, sizeof(what), "model %.40s", v->type == JSON_STRING ? v->text : "of no type");
-    return refuse(r, what, "BPE");
-}
-
-static bool check_dropout(struct reader *r, const struct json *v)
-{
-    return check_null(r, v, "model.dropout");
-}
-
-static bool check_unk(struct reader *r, const struct json *v)
-{
-    return check_null(r, v, "model.unk_token");
-}
-
-static bool is_empty_string(const struct json *v)
-{
-    return v->type == JSON_STRING && v->len == 0;
-}
-
-static bool check_prefix(struct reader *r, const struct json *v)
-{
-    return is_empty_string(v) || check_null(r, v, "model.continuing_subword_prefix");
-}
-
-static bool check_suffix(struct reader *r, const struct json *v)
-{
-    return is_empty_string(v) || check_null(r, v, "model.end_of_word_suffix");
-}
-
-static bool check_fuse(struct reader *r, const struct json *v)
-{
-    return is_bool(v, JSON_FALSE) || refuse(r, "model.fuse_unk", "false");
-}
-
-static bool check_fallback(struct reader *r, const struct json *v)
-{
-    return is_bool(v, JSON_FALSE) || refuse(r, "model.byte_fallback", "false");
-}
-
-static bool check_ignore_merges(struct reader *r, const struct json *v)
-{
-    return is_bool(v, JSON_FALSE) || refuse(r, "model.ignore_merges", "false");
-}
-
-struct check {
-    const char *key;
-    bool (*check)(struct reader *r, const struct json *v);
-};
-
-static const struct check top_checks[] = {
-    {"version", check_version},
-    {"truncation", check_truncation},
-    {"padding", check_padding},
-    {"normalizer", check_normalizer},
-    {"pre_tokenizer", check_pre_tokenizer},
-    {"post_processor", check_post_processor},
-    {"decoder", check_decoder},
-    {NULL, NULL},
-};
-
-static const struct check model_checks[] = {
-    {"type", check_type},
-    {"dropout", check_dropout},
-    {"unk_token", check_unk},
-    {"continuing_subword_prefix", check_prefix},
-    {"end_of_word_suffix", check_suffix},
-    {"fuse_unk", check_fuse},
-    {"byte_fallback", check_fallback},
-    {"ignore_merges", check_ignore_merges},
-    {NULL, NULL},
-};
-
-/* A small part: parsed whole, then checked. */
-static bool check_part(struct reader *r, const struct check *table, const char *key, size_t key_len)
-{
-    struct json_doc *doc;
-    const char *text;
-    size_t len;
-    bool ok;
-
-    while (table->key != NULL &&
-           (strlen(table->key) != key_len || memcmp(table->key, key, key_len) != 0))
-        table++;
-    if (table->key == NULL) {
-        status_set(r->st, ST_INVALID,
-                   "the key \"%.*s\" is not known: what it changes is not "
-                   "supported",
-                   (int)(key_len < 80 ? key_len : 80), key);
-        return false;
-    }
-    if (!scan_skip(&r->scan, &text, &len))
-        return false;
-    if (json_parse(text, len, 0, &doc, r->st) != ST_OK) {
-        status_wrap(r->st, "%s", table->key);
-        return false;
-    }
-    ok = table->check(r, json_root(doc));
-    json_free(doc);
-    return ok;
 }
 
 static bool key_is(const char *key, size_t len, const char *name)
@@ -295,7 +68,7 @@ static bool read_model(struct reader *r)
                  : r->vocab.n > 0       ? (r->merges.text = s->s, vocab_read_merges(s, &r->vocab))
                                         : scan_skip(s, &r->merges.text, &r->merges.len);
         else
-            ok = check_part(r, model_checks, key, len);
+            ok = tokenizer_part_check(TOKENIZER_MODEL_PARTS, key, len, s);
         if (!ok)
             return false;
     } while (scan_accept(s, ','));
@@ -321,8 +94,11 @@ static bool read_top(struct reader *r)
             ok = r->added_tokens.text != NULL
                      ? repeated(r, "added_tokens")
                      : scan_skip(s, &r->added_tokens.text, &r->added_tokens.len);
-        else
-            ok = check_part(r, top_checks, key, len);
+        else {
+            r->has_pre_tokenizer |= key_is(key, len, "pre_tokenizer");
+            r->has_decoder |= key_is(key, len, "decoder");
+            ok = tokenizer_part_check(TOKENIZER_TOP_PARTS, key, len, s);
+        }
         if (!ok)
             return false;
     } while (scan_accept(s, ','));
