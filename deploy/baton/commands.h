@@ -21,6 +21,9 @@ int cmd_bench_kernels(int argc, char **argv);
 /* cmd_bench_kv.c */
 int cmd_bench_kv(int argc, char **argv);
 
+/* cmd_bench_sampler.c */
+int cmd_bench_sampler(int argc, char **argv);
+
 /* cmd_bench_text.c */
 int cmd_bench_text(int argc, char **argv);
 

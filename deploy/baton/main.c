@@ -20,6 +20,7 @@ static const struct {
     {"bench-kernels", cmd_bench_kernels,
      "CPU operations, as a share of what this machine can reach"},
     {"bench-kv", cmd_bench_kv, "how fast KV pages move between two processes or hosts"},
+    {"bench-sampler", cmd_bench_sampler, "drawing one token from a row of logits, beside a memcpy"},
     {"bench-text", cmd_bench_text, "how fast text is tokenized, rendered and parsed here"},
     {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
     {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},
