@@ -134,8 +134,8 @@ static void adjust(struct sampler *s, float *logits, const struct sampling_param
     if (h != NULL && sampler_history_needed(p))
         penalise(s, logits, p, h);
     for (uint32_t i = 0; i < p->n_bias; i++)
-        if (p->bias[i].id >= 0 && p->bias[i].id < s->vocab)
-            change(s, logits, p->bias[i].id, logits[p->bias[i].id] + p->bias[i].value);
+        if (p->bias_ids[i] >= 0 && p->bias_ids[i] < s->vocab)
+            change(s, logits, p->bias_ids[i], logits[p->bias_ids[i]] + p->bias[i]);
     if (n_output >= p->min_new)
         return;
     change(s, logits, p->eos, -INFINITY);

@@ -46,11 +46,6 @@ enum {
     SAMPLER_STOP_MAX = 64    /* stop tokens of a request */
 };
 
-struct sampling_bias {
-    int32_t id;
-    float value;
-};
-
 /* All zero but temperature and top_p: a plain draw. Arrays are the caller's. */
 struct sampling_params {
     float temperature; /* 0: greedy */
@@ -63,15 +58,19 @@ struct sampling_params {
     float frequency_penalty;  /* 0: off */
     float repetition_penalty; /* 1: off, and 0 too */
     uint32_t n_bias;          /* <= SAMPLER_BIAS_MAX */
-    const struct sampling_bias *bias;
+    const int32_t *bias_ids;
+    const float *bias;
 
     uint32_t min_new;    /* output tokens before eos or a stop token may be drawn */
     int32_t eos;         /* masked with them; below 0: none */
     uint32_t n_stop_ids; /* <= SAMPLER_STOP_MAX */
     const int32_t *stop_ids;
 
+    void *lists; /* whoever made the arrays keeps here what it frees; the sampler does not look */
+
     bool logprobs;          /* of the drawn token, and of the n_top_logprobs most probable */
     int32_t n_top_logprobs; /* 0 .. SAMPLER_TOP_MAX */
+    bool prompt_logprobs;   /* of the prompt's tokens, too, by sampler_score(): the engine's work */
 };
 
 struct sampler_logprobs {

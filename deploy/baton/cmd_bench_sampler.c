@@ -44,7 +44,7 @@ struct bench_row {
     int32_t vocab;
     float *plain, *flat, *copy;
     int32_t tokens[N_PROMPT + N_OUTPUT];
-    struct sampling_bias bias[BIASES];
+    float bias[BIASES];
     int runs;
     double *took_us; /* [runs] */
     double memcpy_us;
@@ -86,7 +86,7 @@ static bool make_row(struct bench_row *b)
         b->tokens[i] = (int32_t)(noise_mix(state) % (uint64_t)b->vocab);
     }
     for (int i = 0; i < BIASES; i++)
-        b->bias[i] = (struct sampling_bias){b->tokens[i], 1};
+        b->bias[i] = 1;
     return true;
 }
 
@@ -125,6 +125,7 @@ static enum status_code measure(struct bench_row *b, struct sampler *s, const st
     float *row = c->flat ? b->flat : b->plain;
 
     p.bias = b->bias;
+    p.bias_ids = b->tokens;
     p.eos = -1;
     if (sampler_history_new(b->vocab, &p, b->tokens, N_PROMPT + N_OUTPUT, N_OUTPUT, N_OUTPUT + 1,
                             &h, st) != ST_OK)

@@ -36,8 +36,8 @@ static float adjusted(float x, int32_t id, const struct sampling_params *p, cons
     if (in_output > 0)
         x -= p->presence_penalty + p->frequency_penalty * (float)in_output;
     for (uint32_t i = 0; i < p->n_bias; i++)
-        if (p->bias[i].id == id)
-            x += p->bias[i].value;
+        if (p->bias_ids[i] == id)
+            x += p->bias[i];
     for (uint32_t i = 0; i < p->n_stop_ids && n_output < p->min_new; i++)
         if (p->stop_ids[i] == id)
             return -INFINITY;

@@ -89,7 +89,8 @@ struct scene {
     int32_t vocab;
     float *row, *copy;
     struct sampling_params p;
-    struct sampling_bias bias[8];
+    int32_t bias_ids[8];
+    float bias[8];
     int32_t stop_ids[3];
     int32_t tokens[TOKENS_MAX];
     uint32_t n_prompt, n_output;
@@ -103,9 +104,11 @@ static void random_penalties(struct scene *s)
     s->p.repetition_penalty = random_below(2) ? 0.5f + 1.5f * random_unit() : 1;
     s->p.n_bias = random_below(9);
     s->p.bias = s->bias;
-    for (int i = 0; i < 8; i++)
-        s->bias[i] = (struct sampling_bias){(int32_t)random_below((uint32_t)s->vocab),
-                                            random_unit() * 20 - 10};
+    s->p.bias_ids = s->bias_ids;
+    for (int i = 0; i < 8; i++) {
+        s->bias_ids[i] = (int32_t)random_below((uint32_t)s->vocab);
+        s->bias[i] = random_unit() * 20 - 10;
+    }
     s->p.min_new = random_below(40);
     s->p.n_stop_ids = random_below(4);
     s->p.stop_ids = s->stop_ids;
