@@ -81,6 +81,7 @@ void admin_methods(struct worker *w, struct rpc_method *out)
 {
     out[0] = (struct rpc_method){.path = "/baton.v1.Admin/Describe", .unary = describe, .arg = w};
     out[1] = (struct rpc_method){.path = "/baton.v1.Admin/Stats", .unary = stats, .arg = w};
+    out[2] = publisher_method(w->publisher);
 }
 
 /* ---- HTTP ---- */

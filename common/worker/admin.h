@@ -10,9 +10,9 @@
 
 #include "common/worker/worker.h"
 
-enum { ADMIN_METHODS = 2 };
+enum { ADMIN_METHODS = 3 };
 
-/** @param out  [ADMIN_METHODS]: Describe and Stats, with w as their argument */
+/** @param out  [ADMIN_METHODS]: Describe, Stats and Watch */
 void admin_methods(struct worker *w, struct rpc_method *out);
 
 /** Opens the admin HTTP port (w->opt.admin_port or port + WORKER_ADMIN_PORT_OFFSET) on w->base. */

@@ -185,6 +185,11 @@ static void log_plan(const struct worker *w)
              w->context_length, w->opt.max_running_requests, w->kv.n_pages * KV_PAGE_TOKENS);
 }
 
+static void identify(void *arg, Baton__V1__Identity *out)
+{
+    worker_identity(arg, out);
+}
+
 enum status_code worker_open(struct worker *w, struct status *st)
 {
     struct model_config config;
@@ -207,6 +212,9 @@ enum status_code worker_open(struct worker *w, struct status *st)
     w->base = event_base_new();
     if (w->base == NULL || w->metrics == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the event loop");
+    if (publisher_start(&(struct publisher_config){.identity = identify, .arg = w}, &w->publisher,
+                        st) != ST_OK)
+        return st->code;
     return rpc_start(&w->rpc, st);
 }
 
@@ -277,6 +285,17 @@ enum status_code worker_serve(struct worker *w, const struct rpc_method *methods
     return st->code;
 }
 
+void worker_cache_event(struct worker *w, enum publisher_event what, enum publisher_tier tier,
+                        uint64_t block)
+{
+    publisher_page(w->publisher, what, tier, block);
+}
+
+void worker_load(struct worker *w, const struct publisher_figures *f)
+{
+    publisher_load(w->publisher, f);
+}
+
 void worker_quit(struct worker *w)
 {
     event_base_loopbreak(w->base);
@@ -295,6 +314,7 @@ void worker_close(struct worker *w)
     worker_stop_serving(w);
     if (w->rpc != NULL)
         rpc_stop(w->rpc);
+    publisher_stop(w->publisher);
     if (w->transfer != NULL)
         transfer_stop(w->transfer);
     model_free(w->model);

@@ -22,6 +22,7 @@
 #include "common/model/model.h"
 #include "common/rpc/rpc.h"
 #include "common/transfer/transfer.h"
+#include "common/worker/publisher.h"
 
 enum { WORKER_PROTOCOL = 1, WORKER_ADMIN_PORT_OFFSET = 1000 };
 
@@ -52,6 +53,7 @@ struct worker {
     struct transfer *transfer;
     struct rpc *rpc;
     struct rpc_server *server;
+    struct publisher *publisher; /* tells routers of pages and load */
     struct metrics *metrics;
     struct mailbox *engine;  /* where the binary's messages go */
     struct event_base *base; /* libevent */
@@ -79,6 +81,16 @@ enum status_code worker_open(struct worker *w, struct status *st);
  */
 enum status_code worker_serve(struct worker *w, const struct rpc_method *methods, size_t n,
                               void (*stop)(void *arg), void *arg, struct status *st);
+
+/**
+ * Tells routers that a page, by its name (common/kv/block_hash.h), is held or no longer; see
+ * publisher.h. Engine thread, also before worker_serve().
+ */
+void worker_cache_event(struct worker *w, enum publisher_event what, enum publisher_tier tier,
+                        uint64_t block);
+
+/** Tells routers how busy the engine is; once per step. Engine thread. */
+void worker_load(struct worker *w, const struct publisher_figures *f);
 
 /** Ends the event loop from any thread: the engine has drained. */
 void worker_quit(struct worker *w);
