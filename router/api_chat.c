@@ -87,7 +87,9 @@ static void put_choice(const struct job_choice *c, struct buf *out)
         json_write_string(out, c->reasoning.data, c->reasoning.len);
     if (c->n_calls > 0)
         put_calls(c, out);
-    buf_printf(out, "},\"logprobs\":null,\"finish_reason\":\"%s\"}", c->answer.finish);
+    buf_puts(out, "},\"logprobs\":");
+    job_put_logprobs(c, out);
+    buf_printf(out, ",\"finish_reason\":\"%s\"}", c->answer.finish);
 }
 
 static void whole(struct job *j, struct buf *out)
@@ -102,6 +104,7 @@ static void whole(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "chatcmpl-",
+    .logprobs_style = LOGPROBS_CHAT,
     .begin_choice = begin_choice,
     .delta = delta,
     .end_choice = end_choice,

@@ -51,7 +51,9 @@ static void whole(struct job *j, struct buf *out)
 
         buf_printf(out, "%s{\"index\":%u,\"text\":", i > 0 ? "," : "", i);
         json_write_string(out, c->content.data, c->content.len);
-        buf_printf(out, ",\"logprobs\":null,\"finish_reason\":\"%s\"}", c->answer.finish);
+        buf_puts(out, ",\"logprobs\":");
+        job_put_logprobs(c, out);
+        buf_printf(out, ",\"finish_reason\":\"%s\"}", c->answer.finish);
     }
     job_put_tail(j, out);
 }
@@ -65,6 +67,7 @@ static void whole_health(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "cmpl-",
+    .logprobs_style = LOGPROBS_COMPLETION,
     .begin_choice = begin_choice,
     .delta = delta,
     .end_choice = end_choice,

@@ -57,6 +57,58 @@ static bool read_seed(const struct field *f, const struct json *v, void *out,
     return true;
 }
 
+int32_t chat_params_bias_id(const struct json_member *m, int32_t vocab)
+{
+    int64_t id = 0;
+
+    if (m->key_len == 0 || m->key_len > 9 || strspn(m->key, "0123456789") != m->key_len)
+        return -1;
+    for (uint32_t i = 0; i < m->key_len; i++)
+        id = id * 10 + (m->key[i] - '0');
+    return id < vocab ? (int32_t)id : -1;
+}
+
+/* Whether the keys are token ids of this vocabulary is check()'s question. */
+static bool read_logit_bias(const struct field *f, const struct json *v, void *out,
+                            struct chat_error *err)
+{
+    struct chat_params *p = out;
+
+    if (v->type != JSON_OBJECT)
+        return field_fail(err, f->name, "invalid_type",
+                          "%s must be an object of token ids and numbers", f->name);
+    if (v->len > GENERATION_BIAS_MAX)
+        return field_fail(err, f->name, "invalid_value", "%s: at most %d tokens", f->name,
+                          GENERATION_BIAS_MAX);
+    for (uint32_t i = 0; i < v->len; i++) {
+        double bias;
+
+        if (!json_double(&v->members[i].value, &bias) || !(bias >= -100 && bias <= 100))
+            return field_fail(err, f->name, "invalid_value",
+                              "%s of token %.20s must be a number within -100 and 100", f->name,
+                              v->members[i].key);
+    }
+    p->logit_bias = v->len > 0 ? v : NULL;
+    return true;
+}
+
+/* Completions: how many others are told of each token; 0 is a request, too. */
+static bool read_n_logprobs(const struct field *f, const struct json *v, void *out,
+                            struct chat_error *err)
+{
+    struct chat_params *p = out;
+
+    if (v->type == JSON_FALSE)
+        return true;
+    if (!json_int(v, &p->top_logprobs) || p->top_logprobs < 0 ||
+        p->top_logprobs > GENERATION_TOP_LOGPROBS_MAX)
+        return field_fail(err, f->name, "invalid_value",
+                          "%s must be a whole number within 0 and %d", f->name,
+                          GENERATION_TOP_LOGPROBS_MAX);
+    p->logprobs = true;
+    return true;
+}
+
 /* Text is what everybody gets. */
 static bool read_modalities(const struct field *f, const struct json *v, void *out,
                             struct chat_error *err)
@@ -115,6 +167,10 @@ static const struct field shared_fields[] = {
     {"top_p", FIELD_FLOAT, AT(top_p), 1e-9, 1},
     {"top_k", FIELD_INT, AT(top_k), -1, INT32_MAX},
     {"min_p", FIELD_FLOAT, AT(min_p), 0, 1},
+    {"frequency_penalty", FIELD_FLOAT, AT(frequency_penalty), -2, 2},
+    {"presence_penalty", FIELD_FLOAT, AT(presence_penalty), -2, 2},
+    {"repetition_penalty", FIELD_FLOAT, AT(repetition_penalty), 1e-3, 2},
+    {"logit_bias", FIELD_READ, .read = read_logit_bias},
     {"seed", FIELD_READ, .read = read_seed},
     {"stop", FIELD_READ, .read = read_stop},
     {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
@@ -132,11 +188,7 @@ static const struct field shared_fields[] = {
     NO_EFFECT("prompt_cache_key"),
     NO_EFFECT("prompt_cache_retention"),
     /* Not offered. */
-    NEUTRAL("frequency_penalty", "0"),
-    NEUTRAL("presence_penalty", "0"),
-    NEUTRAL("repetition_penalty", "1"),
     NEUTRAL("length_penalty", "1"),
-    NEUTRAL("logit_bias", "{}"),
     NEUTRAL("prompt_logprobs", "0|false"),
     NEUTRAL("best_of", "1"),
     NEUTRAL("use_beam_search", "false"),
@@ -193,12 +245,12 @@ static const struct field chat_fields[] = {
     /* The generation and the answer. */
     {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
     {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
+    {"logprobs", FIELD_BOOL, AT(logprobs)},
+    {"top_logprobs", FIELD_INT, AT(top_logprobs), 0, GENERATION_TOP_LOGPROBS_MAX},
     /* Not offered. */
     NEUTRAL("include_reasoning", "true"),
     NEUTRAL("stream_reasoning", "true"),
     NEUTRAL("add_generation_prompt", "true"),
-    NEUTRAL("logprobs", "false"),
-    NEUTRAL("top_logprobs", "0"),
     NEUTRAL("verbosity", "\"medium\""),
     {"modalities", FIELD_READ, .read = read_modalities},
     NEUTRAL("audio", NULL),
@@ -216,7 +268,7 @@ static const struct field chat_fields[] = {
 static const struct field completion_fields[] = {
     ELSEWHERE("prompt"), /* completion_task_run() */
     NEUTRAL("suffix", "\"\""),
-    NEUTRAL("logprobs", "0|false"),
+    {"logprobs", FIELD_READ, .read = read_n_logprobs},
     {NULL},
 };
 
@@ -228,6 +280,7 @@ static const struct chat_params defaults = {.n = 1,
                                             .max_completion_tokens = -1,
                                             .temperature = 1,
                                             .top_p = 1,
+                                            .repetition_penalty = 1,
                                             .separate_reasoning = true};
 
 static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
@@ -237,6 +290,14 @@ static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
             return field_fail(err, "stop_token_ids", "invalid_value",
                               "stop_token_ids[%zu] is %d, the vocabulary has %d tokens", i,
                               p->stop_ids[i], vocab);
+    for (uint32_t i = 0; p->logit_bias != NULL && i < p->logit_bias->len; i++)
+        if (chat_params_bias_id(&p->logit_bias->members[i], vocab) < 0)
+            return field_fail(err, "logit_bias", "invalid_value",
+                              "logit_bias: '%.20s' is no token id below %d",
+                              p->logit_bias->members[i].key, vocab);
+    if (p->top_logprobs > 0 && !p->logprobs)
+        return field_fail(err, "top_logprobs", "invalid_value",
+                          "top_logprobs needs logprobs: true");
     if (p->max_tokens > 0 && p->max_completion_tokens > 0 &&
         p->max_tokens != p->max_completion_tokens)
         return field_fail(

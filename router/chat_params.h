@@ -27,6 +27,10 @@ struct chat_params {
     int64_t top_k; /* -1 and 0: off */
     bool has_seed;
     uint64_t seed;
+    double presence_penalty, frequency_penalty, repetition_penalty;
+    const struct json *logit_bias; /* NULL: none; checked: an object of token ids and numbers */
+    int64_t top_logprobs;
+    bool logprobs; /* of the tokens drawn, and of top_logprobs others for each */
     bool ignore_eos, no_stop_trim, separate_reasoning;
     const char *rid;
     size_t n_stop;
@@ -46,6 +50,9 @@ bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params
 /** The same for a completion body (max_tokens: 16 when absent, as OpenAI has it). */
 bool completion_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                             struct chat_error *err);
+
+/** A member of a checked logit_bias: the token id that its key spells, or -1. */
+int32_t chat_params_bias_id(const struct json_member *m, int32_t vocab);
 
 /* The field tables: every OpenAI and SGLang field, and what becomes of it. A name stands in one of
  * an API's tables. For tests and docs. */

@@ -60,7 +60,12 @@ static void begin(const struct chat_sse *s, unsigned choice, struct buf *out)
 static void end(const struct chat_sse *s, const char *reason, const struct chat_usage *usage,
                 struct buf *out)
 {
-    put(out, ",\"logprobs\":null,\"finish_reason\":");
+    put(out, ",\"logprobs\":");
+    if (s->logprobs != NULL && s->logprobs->n > 0)
+        token_logprobs_write(s->logprobs, s->logprobs_style, s->tokenizer, out);
+    else
+        put(out, "null");
+    put(out, ",\"finish_reason\":");
     if (reason == NULL) {
         put(out, "null");
     } else {

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "common/base/buf.h"
+#include "router/token_logprobs.h"
 
 enum { CHAT_ID_BYTES = 40 };
 
@@ -23,6 +24,10 @@ struct chat_sse {
     struct buf head; /* up to the choices */
     bool null_usage; /* include_usage: chunks without usage say so */
     bool each_usage; /* continuous_usage_stats: each chunk carries it */
+    /* What the next event of a choice carries; NULL or none: null. Writing empties it. */
+    struct token_logprobs *logprobs;
+    enum token_logprobs_style logprobs_style;
+    const struct tokenizer *tokenizer; /* needed with logprobs */
 };
 
 /** Writes the head of a zeroed struct. @param object  "chat.completion.chunk", "text_completion" */

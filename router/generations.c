@@ -63,6 +63,25 @@ void prompt_ids_unref(struct prompt_ids *p)
         free(p);
 }
 
+struct token_bias *token_bias_new(size_t n)
+{
+    struct token_bias *b = calloc(1, sizeof(*b) + n * (sizeof(*b->ids) + sizeof(*b->values)));
+
+    if (b == NULL)
+        return NULL;
+    b->refs = 1;
+    b->n = n;
+    b->ids = (int32_t *)(b + 1);
+    b->values = (float *)(b->ids + n);
+    return b;
+}
+
+void token_bias_unref(struct token_bias *b)
+{
+    if (b != NULL && --b->refs == 0)
+        free(b);
+}
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 static bool table_put(struct generations *g, struct generation *gen)
@@ -136,6 +155,7 @@ static void destroy(struct generation *gen)
     g->n--;
     metric_add(g->metrics->running, -1);
     prompt_ids_unref(gen->prompt);
+    token_bias_unref(gen->params.bias);
     free(gen->emitted);
     free(gen);
 }
@@ -169,6 +189,22 @@ static bool remember(struct generation *gen, const int32_t *ids, size_t n)
 
 /* ---- submitting ------------------------------------------------------------------------------ */
 
+/* Those that are off stay off the wire. */
+static void fill_penalties(Baton__V1__Sampling *s, const struct generation_params *p)
+{
+    s->has_presence_penalty = p->presence_penalty != 0;
+    s->has_frequency_penalty = p->frequency_penalty != 0;
+    s->has_repetition_penalty = p->repetition_penalty != 1;
+    s->presence_penalty = p->presence_penalty;
+    s->frequency_penalty = p->frequency_penalty;
+    s->repetition_penalty = p->repetition_penalty;
+    if (p->bias != NULL) {
+        s->n_logit_bias_ids = s->n_logit_bias = p->bias->n;
+        s->logit_bias_ids = p->bias->ids;
+        s->logit_bias = p->bias->values;
+    }
+}
+
 static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
 {
     baton__v1__sampling__init(s);
@@ -184,6 +220,13 @@ static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
     s->ignore_eos = p->ignore_eos;
     s->n_stop_token_ids = p->n_stop_ids;
     s->stop_token_ids = p->stop_ids;
+    fill_penalties(s, p);
+    s->has_logprobs = p->logprobs;
+    s->has_prompt_logprobs = p->prompt_logprobs;
+    s->has_top_logprobs = p->logprobs || p->prompt_logprobs;
+    s->logprobs = p->logprobs;
+    s->prompt_logprobs = p->prompt_logprobs;
+    s->top_logprobs = p->n_top_logprobs;
 }
 
 static enum status_code send_submit(struct generation *gen, struct worker *w, struct status *st)
@@ -308,6 +351,10 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
     Baton__V1__FinishReason finish =
         b->has_finish ? b->finish : BATON__V1__FINISH_REASON__FINISH_NONE;
     struct generation_callbacks callbacks;
+    struct generation_extras extras = {
+        .logprobs = b->logprobs,
+        .prompt_logprobs = b->prompt_logprobs,
+    };
     Baton__V1__HandoffStats stats;
 
     if (gen == NULL)
@@ -318,7 +365,10 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
         stats = *b->stats;
         stats.decode =
             (char *)gen->worker->address; /* it does not know by which name it is reached */
+        extras.stats = &stats;
     }
+    if (b->prompt_logprobs != NULL)
+        gen->params.prompt_logprobs = false; /* another worker need not tell them again */
     if (finish == BATON__V1__FINISH_REASON__FINISH_ABORT) {
         /* Not our doing, for then it would not be in the table: the worker is draining. */
         retry(gen, &(struct status){ST_UNAVAILABLE, "the decode worker aborted the request"}, true);
@@ -331,8 +381,7 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
         fail(gen, &(struct status){ST_EXHAUSTED, "no memory for the tokens of a request"});
         return;
     }
-    callbacks.on_tokens(callbacks.arg, b->token_ids, b->n_token_ids, finish,
-                        b->stats != NULL ? &stats : NULL);
+    callbacks.on_tokens(callbacks.arg, b->token_ids, b->n_token_ids, finish, &extras);
 }
 
 static void on_reply(void *arg, struct worker *w, const Baton__V1__DecodeReply *reply)
@@ -487,6 +536,8 @@ enum status_code generations_submit(struct generations *g, struct prompt_ids *pr
     gen->prompt = prompt;
     prompt->refs++;
     gen->params = *params;
+    if (params->bias != NULL)
+        params->bias->refs++;
     gen->callbacks = *callbacks;
     gen->deadline_us = g->config.request_timeout_ms == 0
                            ? UINT64_MAX

@@ -38,11 +38,32 @@ struct prompt_ids {
 struct prompt_ids *prompt_ids_new(const int32_t *ids, size_t n);
 void prompt_ids_unref(struct prompt_ids *p);
 
-enum { GENERATION_STOP_IDS_MAX = 64 };
+/* A logit_bias; shared like a prompt. */
+struct token_bias {
+    unsigned refs;
+    size_t n;
+    int32_t *ids;  /* [n], behind the struct */
+    float *values; /* [n], behind those */
+};
+/** Zeroed, with one reference; NULL: no memory. */
+struct token_bias *token_bias_new(size_t n);
+/** NULL is fine. */
+void token_bias_unref(struct token_bias *b);
+
+/* What workers take at most, as common/model/sampler.h has it. */
+enum {
+    GENERATION_STOP_IDS_MAX = 64,
+    GENERATION_BIAS_MAX = 1024,
+    GENERATION_TOP_LOGPROBS_MAX = 128
+};
 
 struct generation_params {
     char rid[64]; /* for logs, here and there */
     float temperature, top_p, min_p;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    struct token_bias *bias; /* NULL: none */
+    bool logprobs, prompt_logprobs;
+    uint32_t n_top_logprobs;
     int32_t top_k; /* 0: off */
     uint64_t seed;
     uint32_t max_new_tokens, min_new_tokens;
@@ -51,11 +72,18 @@ struct generation_params {
     int32_t stop_ids[GENERATION_STOP_IDS_MAX];
 };
 
+/* What came with tokens; each may be NULL, and is borrowed until on_tokens() returns. */
+struct generation_extras {
+    const Baton__V1__HandoffStats *stats; /* with the first tokens after a handoff */
+    const Baton__V1__Logprobs *logprobs;  /* of the tokens; as a worker sent it: not checked */
+    const Baton__V1__Logprobs *prompt_logprobs; /* once, with the first tokens of all */
+};
+
 struct generation_callbacks {
-    /* New tokens; finish FINISH_NONE while it goes on. stats: with the first tokens after a
-     * handoff, else NULL. Borrowed until return. The generation may be cancelled from here. */
+    /* New tokens; finish FINISH_NONE while it goes on. The generation may be cancelled from here.
+     */
     void (*on_tokens)(void *arg, const int32_t *ids, size_t n, Baton__V1__FinishReason finish,
-                      const Baton__V1__HandoffStats *stats);
+                      const struct generation_extras *extras);
     void (*on_failed)(void *arg, const struct status *why);
     void *arg;
 };
@@ -82,7 +110,7 @@ void generations_set_workers(struct generations *g, struct workers *workers);
 
 /**
  * Sends a request to a decode worker.
- * @param prompt  takes a reference of its own
+ * @param prompt  takes a reference of its own, also of params->bias
  * @return ST_OK; ST_UNAVAILABLE when no decode worker is ready or no prefill worker is known;
  *         ST_EXHAUSTED when running_max is reached
  */

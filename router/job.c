@@ -35,6 +35,9 @@ static void choice_deinit(struct job_choice *c)
         buf_deinit(&c->calls[i].arguments);
     }
     free(c->calls);
+    if (c->logprobs != NULL)
+        token_logprobs_deinit(c->logprobs);
+    free(c->logprobs);
 }
 
 /* Cancels what still runs. The exchange must be over. */
@@ -241,8 +244,36 @@ static void end_choice(struct job_choice *c)
         j->format->end_choice(j, c, events_of(j));
 }
 
+/* Tokens with their log probabilities go in one by one, so that an event has those of its text. */
+static enum status_code push_with_logprobs(struct job_choice *c, const int32_t *ids, size_t n,
+                                           Baton__V1__FinishReason finish,
+                                           const Baton__V1__Logprobs *m, struct status *st)
+{
+    size_t top_at = 0;
+
+    if (token_logprobs_check(m, n, c->job->thread->router->tokenizer, st) != ST_OK)
+        return st->code;
+    for (size_t i = 0; i < n && c->answer.finish == NULL; i++) {
+        token_logprobs_add(c->logprobs, ids[i], m, i, &top_at);
+        if (chat_answer_push(&c->answer, ids + i, 1,
+                             i + 1 == n ? finish : BATON__V1__FINISH_REASON__FINISH_NONE,
+                             st) != ST_OK)
+            return st->code;
+    }
+    return status_ok(st);
+}
+
+static enum status_code push_tokens(struct job_choice *c, const int32_t *ids, size_t n,
+                                    Baton__V1__FinishReason finish,
+                                    const struct generation_extras *extras, struct status *st)
+{
+    if (c->logprobs == NULL || n == 0)
+        return chat_answer_push(&c->answer, ids, n, finish, st);
+    return push_with_logprobs(c, ids, n, finish, extras->logprobs, st);
+}
+
 static void on_tokens(void *arg, const int32_t *ids, size_t n, Baton__V1__FinishReason finish,
-                      const Baton__V1__HandoffStats *stats)
+                      const struct generation_extras *extras)
 {
     struct job_choice *c = arg;
     struct job *j = c->job;
@@ -250,12 +281,14 @@ static void on_tokens(void *arg, const int32_t *ids, size_t n, Baton__V1__Finish
 
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE)
         c->generation = NULL; /* it is over */
-    if (stats != NULL)
-        request_path_add(&j->path, stats);
+    if (extras->stats != NULL)
+        request_path_add(&j->path, extras->stats);
     count_tokens(j, n);
+    j->sse.logprobs = NULL; /* what another choice still has is not this one's */
     if (!c->began)
         begin_choice(c);
-    if (chat_answer_push(&c->answer, ids, n, finish, &st) != ST_OK) {
+    j->sse.logprobs = c->logprobs;
+    if (push_tokens(c, ids, n, finish, extras, &st) != ST_OK) {
         job_fail(j, &st);
         return;
     }
@@ -330,12 +363,20 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     j->n_prompt = task->n_prompt_tokens;
     j->sse.null_usage = p->include_usage;
     j->sse.each_usage = p->continuous_usage;
+    j->sse.logprobs_style = format->logprobs_style;
+    j->sse.tokenizer = t->router->tokenizer;
     j->n_choices = (unsigned)n;
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct job_choice *c = &j->choices[i];
 
         c->job = j;
         c->index = i;
+        c->logprobs = p->logprobs ? calloc(1, sizeof(*c->logprobs)) : NULL;
+        if (p->logprobs && c->logprobs == NULL) {
+            status_set(st, ST_EXHAUSTED, "no memory for another request");
+            job_free(j);
+            return NULL;
+        }
         if (chat_answer_init(&c->answer, t->router, task, &t->answer_scratch, on_delta, c, st) !=
             ST_OK) {
             job_free(j);

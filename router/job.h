@@ -32,7 +32,8 @@ struct job_choice {
     unsigned index;
     struct generation *generation; /* NULL: not started, or over */
     struct chat_answer answer;
-    bool began; /* streamed: its first event is out */
+    bool began;                      /* streamed: its first event is out */
+    struct token_logprobs *logprobs; /* NULL: not asked for. Streamed: those that no event had */
     /* Whole answers gather here. */
     struct buf reasoning, content;
     size_t n_calls;
@@ -42,6 +43,7 @@ struct job_choice {
 /* How an API writes: each function appends to out. */
 struct job_format {
     const char *id_prefix; /* "chatcmpl-" */
+    enum token_logprobs_style logprobs_style;
     /* Streamed: */
     void (*begin_choice)(struct job *j, struct job_choice *c, struct buf *out);
     void (*delta)(struct job *j, struct job_choice *c, const struct chat_delta *d, struct buf *out);
@@ -103,5 +105,8 @@ void job_put_tail(const struct job *j, struct buf *out);
 
 /** Appends the way of the request as a JSON object: workers, bytes moved, times. */
 void job_put_path(const struct job *j, struct buf *out);
+
+/** Appends the value of a whole choice's "logprobs" in the format's style. */
+void job_put_logprobs(const struct job_choice *c, struct buf *out);
 
 #endif

@@ -21,6 +21,15 @@ void job_put_stream_tail(struct job *j, struct buf *out)
     chat_sse_done(out);
 }
 
+void job_put_logprobs(const struct job_choice *c, struct buf *out)
+{
+    if (c->logprobs == NULL)
+        buf_puts(out, "null");
+    else
+        token_logprobs_write(c->logprobs, c->job->format->logprobs_style,
+                             c->job->thread->router->tokenizer, out);
+}
+
 void job_put_head(const struct job *j, const char *object, struct buf *out)
 {
     const char *model = j->thread->router->model_name;

@@ -18,6 +18,8 @@ void text_task_deinit(struct text_task *task)
     for (size_t i = 0; i < task->n_prompts; i++)
         prompt_ids_unref(task->prompts[i]);
     task->n_prompts = 0;
+    token_bias_unref(task->generation.bias);
+    task->generation.bias = NULL;
 }
 
 static bool fail_memory(struct chat_error *err)
@@ -60,7 +62,30 @@ static bool fit_context(struct chat_params *p, const char *param, size_t n_promp
     return true;
 }
 
-static void fill_generation(struct text_task *task)
+/* chat_params has checked it. */
+static bool fill_bias(struct text_task *task, int32_t vocab, struct chat_error *err)
+{
+    const struct json *bias = task->params.logit_bias;
+    struct token_bias *b;
+
+    if (bias == NULL)
+        return true;
+    b = token_bias_new(bias->len);
+    if (b == NULL)
+        return fail_memory(err);
+    for (uint32_t i = 0; i < bias->len; i++) {
+        double value = 0;
+
+        json_double(&bias->members[i].value, &value);
+        b->ids[i] = chat_params_bias_id(&bias->members[i], vocab);
+        b->values[i] = (float)value;
+    }
+    task->generation.bias = b;
+    return true;
+}
+
+static bool fill_generation(struct text_task *task, const struct router *router,
+                            struct chat_error *err)
 {
     const struct chat_params *p = &task->params;
     struct generation_params *g = &task->generation;
@@ -69,6 +94,11 @@ static void fill_generation(struct text_task *task)
         .temperature = (float)p->temperature,
         .top_p = (float)p->top_p,
         .min_p = (float)p->min_p,
+        .presence_penalty = (float)p->presence_penalty,
+        .frequency_penalty = (float)p->frequency_penalty,
+        .repetition_penalty = (float)p->repetition_penalty,
+        .logprobs = p->logprobs,
+        .n_top_logprobs = (uint32_t)p->top_logprobs,
         .top_k = p->top_k < 0 ? 0 : (int32_t)p->top_k,
         .seed = p->seed,
         .max_new_tokens = (uint32_t)p->max_tokens,
@@ -79,6 +109,7 @@ static void fill_generation(struct text_task *task)
     memcpy(g->stop_ids, p->stop_ids, p->n_stop_ids * sizeof(*p->stop_ids));
     if (!p->has_seed && getrandom(&g->seed, sizeof(g->seed), 0) < 0)
         g->seed = (uint64_t)rand(); /* no entropy: better some seed than no answer */
+    return fill_bias(task, tokenizer_vocab(router->tokenizer), err);
 }
 
 /* @param param  the field it came from, for errors */
@@ -118,8 +149,7 @@ bool chat_task_run(struct text_task *task, const struct router *router, const ch
         return false;
     task->start = scratch->prompt.start;
     task->tools = scratch->prompt.tools;
-    fill_generation(task);
-    return true;
+    return fill_generation(task, router, err);
 }
 
 /* ---- completions ----------------------------------------------------------------------------- */
@@ -187,6 +217,5 @@ bool completion_task_run(struct text_task *task, const struct router *router, co
             return false;
     if (!many && !read_prompt(task, router, prompt, context_length, scratch, err))
         return false;
-    fill_generation(task);
-    return true;
+    return fill_generation(task, router, err);
 }

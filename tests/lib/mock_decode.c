@@ -16,6 +16,10 @@
  *   die_after    after so many tokens exit at once, unless the request is a resumed one
  *   die_flag     ... and only the worker that makes this file first
  *   bad_token    true: an id outside the vocabulary
+ *   bad_logprobs 1: log probabilities are left out, 2: of one token too few, 3: of a token outside
+ *                the vocabulary
+ * Log probabilities, when asked for: output token k (eos included) has -k / 8; the most probable
+ * ones are token + j, j = 0, 1, ..., with j less each. Prompt token i >= 1 has -i / 16, and so on.
  * A resumed submission (n_emitted > 0) goes on where it was.
  */
 #include <fcntl.h>
@@ -46,6 +50,14 @@ struct mock_msg {
     Baton__V1__DecodeRequest *request;
 };
 
+/* A Logprobs message and its arrays. */
+struct mock_logprobs {
+    Baton__V1__Logprobs m;
+    float *logprobs, *top_logprobs;
+    uint32_t *n_top;
+    int32_t *top_ids;
+};
+
 struct request {
     bool used;
     struct rpc_session *session;
@@ -57,6 +69,11 @@ struct request {
     char message[128], die_flag[256];
     uint64_t next_us;
     bool resumed, stats_sent;
+    bool wants_logprobs, wants_prompt_logprobs;
+    size_t n_top;
+    int64_t bad_logprobs;
+    struct token_list prompt; /* with wants_prompt_logprobs */
+    struct mock_logprobs logprobs, prompt_logprobs;
     Baton__V1__FinishReason finish; /* after the last token */
 };
 
@@ -157,6 +174,14 @@ static void report(const Baton__V1__DecodeSubmit *m, struct buf *out)
                s->max_new_tokens, s->min_new_tokens, s->ignore_eos);
     for (size_t i = 0; i < s->n_stop_token_ids; i++)
         buf_printf(out, "%s%d", i > 0 ? "," : "", s->stop_token_ids[i]);
+    buf_printf(out,
+               "],\"presence_penalty\":%g,\"frequency_penalty\":%g,\"repetition_penalty\":%g,"
+               "\"logprobs\":%d,\"top_logprobs\":%u,\"prompt_logprobs\":%d,\"logit_bias\":[",
+               s->presence_penalty, s->frequency_penalty,
+               s->has_repetition_penalty ? s->repetition_penalty : 1, s->logprobs, s->top_logprobs,
+               s->prompt_logprobs);
+    for (size_t i = 0; i < s->n_logit_bias; i++)
+        buf_printf(out, "%s[%d,%g]", i > 0 ? "," : "", s->logit_bias_ids[i], s->logit_bias[i]);
     buf_printf(out, "],\"n_prompt\":%zu,\"rid\":\"%s\",\"prefill\":[", m->n_token_ids, m->rid);
     for (size_t i = 0; i < m->n_prefill; i++)
         buf_printf(out, "%s\"%s\"", i > 0 ? "," : "", m->prefill[i]);
@@ -226,6 +251,12 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
     flag = d == NULL ? NULL : json_get(d, "die_flag");
     snprintf(r->die_flag, sizeof(r->die_flag), "%s",
              flag != NULL && flag->type == JSON_STRING ? flag->text : "");
+    r->bad_logprobs = number(d, "bad_logprobs", 0);
+    r->wants_logprobs = m->sampling->logprobs;
+    r->wants_prompt_logprobs = m->sampling->prompt_logprobs;
+    r->n_top = m->sampling->top_logprobs;
+    for (size_t i = 0; r->wants_prompt_logprobs && i + m->n_emitted < m->n_token_ids; i++)
+        token_list_push(&r->prompt, m->token_ids[i]);
     r->resumed = m->n_emitted > 0;
     r->at = m->n_emitted;
     fill_output(r, m, d);
@@ -236,8 +267,19 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
 
 /* ---- answering ------------------------------------------------------------------------------- */
 
+static void free_logprobs(struct mock_logprobs *l)
+{
+    free(l->logprobs);
+    free(l->top_logprobs);
+    free(l->n_top);
+    free(l->top_ids);
+}
+
 static void drop(struct request *r)
 {
+    free_logprobs(&r->logprobs);
+    free_logprobs(&r->prompt_logprobs);
+    token_list_deinit(&r->prompt);
     rpc_session_unref(r->session);
     token_list_deinit(&r->out);
     *r = (struct request){0};
@@ -283,6 +325,48 @@ static void fill_stats(Baton__V1__HandoffStats *stats)
     stats->prefill_us = 1000;
 }
 
+/* Of tokens first .. first + n - 1: token k has k * step. */
+static Baton__V1__Logprobs *fill_logprobs(struct mock_logprobs *l, const int32_t *ids, size_t first,
+                                          size_t n, size_t n_top, float step, int64_t bad)
+{
+    int32_t vocab = tokenizer_vocab(tokenizer);
+
+    free_logprobs(l);
+    l->logprobs = calloc(n + 1, sizeof(*l->logprobs));
+    l->n_top = calloc(n + 1, sizeof(*l->n_top));
+    l->top_ids = calloc(n * n_top + 1, sizeof(*l->top_ids));
+    l->top_logprobs = calloc(n * n_top + 1, sizeof(*l->top_logprobs));
+    for (size_t i = 0; i < n; i++) {
+        l->logprobs[i] = (float)(first + i) * step;
+        l->n_top[i] = (uint32_t)n_top;
+        for (size_t j = 0; j < n_top; j++) {
+            l->top_ids[i * n_top + j] = bad == 3 ? vocab : (ids[first + i] + (int32_t)j) % vocab;
+            l->top_logprobs[i * n_top + j] = l->logprobs[i] - (float)j;
+        }
+    }
+    baton__v1__logprobs__init(&l->m);
+    l->m.n_logprobs = l->m.n_n_top = n;
+    l->m.n_logprobs -= bad == 2;
+    l->m.logprobs = l->logprobs;
+    l->m.n_top = l->n_top;
+    l->m.n_top_ids = l->m.n_top_logprobs = n * n_top;
+    l->m.top_ids = l->top_ids;
+    l->m.top_logprobs = l->top_logprobs;
+    return &l->m;
+}
+
+static void add_logprobs(struct request *r, Baton__V1__TokenBatch *batch, size_t first)
+{
+    if (r->wants_logprobs && r->bad_logprobs != 1)
+        batch->logprobs = fill_logprobs(&r->logprobs, r->out.ids, first, batch->n_token_ids,
+                                        r->n_top, -0.125f, r->bad_logprobs);
+    if (r->wants_prompt_logprobs && r->bad_logprobs != 1)
+        batch->prompt_logprobs =
+            fill_logprobs(&r->prompt_logprobs, r->prompt.ids, 1, r->prompt.n - 1, r->n_top,
+                          -0.0625f, r->bad_logprobs);
+    r->wants_prompt_logprobs = false;
+}
+
 static void add_tokens(struct request *r)
 {
     Baton__V1__TokenBatch *batch = &step_now.batches[step_now.n];
@@ -295,6 +379,7 @@ static void add_tokens(struct request *r)
     batch->request_id = r->id;
     batch->n_token_ids = n;
     batch->token_ids = r->out.ids + r->at;
+    add_logprobs(r, batch, r->at);
     r->at += n;
     if (r->at == r->out.n) {
         batch->has_finish = 1;

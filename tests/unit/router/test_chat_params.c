@@ -157,6 +157,11 @@ static void fields_that_contradict_each_other_are_refused(void **state)
     refused("{\"stream\": true, \"stream_options\": {\"x\": 1}}", "stream_options.x");
     refused("{\"stream\": true, \"stream_options\": []}", "stream_options");
     refused("{\"stop_token_ids\": [1, 1000]}", "stop_token_ids");
+    refused("{\"top_logprobs\": 1}", "top_logprobs");
+    refused("{\"top_logprobs\": 1, \"logprobs\": false}", "top_logprobs");
+    refused("{\"logit_bias\": {\"1000\": 1}}", "logit_bias");
+    refused("{\"logit_bias\": {\"\\u0000\": 1}}", "logit_bias");
+    refused("{\"logit_bias\": {\"1\": 1e9}}", "logit_bias");
     refused("{\"no such\": 1}", "no such");
     taken("{\"max_completion_tokens\": 6}", &p);
     assert_int_equal(p.max_tokens, 6);
