@@ -18,14 +18,12 @@ enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
 
 struct decode_loop {
     struct worker *w;
+    struct engine *engine;
     struct router_list *routers;
     struct handoffs *handoffs;
-    struct request *requests; /* oldest first: order of arrival, also for those retracted */
-    uint64_t next_seq;
+    struct request *requests; /* oldest first */
+    uint64_t next_name;
     struct decode_metrics metrics;
-    struct model_span *spans; /* [max_running] of a step */
-    struct request **running; /* [max_running] of a step */
-    int max_running;
     int32_t vocab, eos;
     bool draining;
     uint64_t drain_end_us;
@@ -33,19 +31,9 @@ struct decode_loop {
 
 /* ---- the end of a request ---- */
 
-static void give_units(struct decode_loop *l, struct request *r)
-{
-    if (!r->has_units)
-        return;
-    slab_give(l->w->pages, r->pages, r->n_pages);
-    slab_give(l->w->slots, &r->slot, 1);
-    r->has_units = false;
-    r->n_pages = 0;
-}
-
 static void finish(struct decode_loop *l, struct request *r, const char *why)
 {
-    give_units(l, r);
+    engine_remove(l->engine, &r->seq);
     request_enter(r, REQ_DONE, why);
 }
 
@@ -68,22 +56,65 @@ static void fail(struct decode_loop *l, struct request *r, const struct status *
     drop(l, r, error->msg);
 }
 
+/* Its last n tokens are new. */
+static void emit(struct decode_loop *l, struct request *r, uint32_t n)
+{
+    router_emit(r->router, r, n);
+    decode_metrics_tokens(&l->metrics, n);
+    if (r->seq.finish != SEQ_GOES_ON) {
+        decode_metrics_end(&l->metrics, ST_OK);
+        finish(l, r, "finished");
+    }
+}
+
+/* ---- what the engine reports ---- */
+
+static void on_admitted(void *arg, struct sequence *s)
+{
+    struct decode_loop *l = arg;
+    struct request *r = s->owner;
+
+    if (s->local) {
+        request_note_local(r);
+        request_enter(r, REQ_RUNNING, "the prefix cache has nearly all of it");
+        engine_run(l->engine, s, s->n_cached);
+        return;
+    }
+    request_enter(r, REQ_ASKING, "pages taken");
+    handoffs_start(l->handoffs, r);
+}
+
+static void on_stepped(void *arg, struct sequence *s)
+{
+    if (s->n_new > 0)
+        emit(arg, s->owner, s->n_new);
+}
+
+static void on_retracted(void *arg, struct sequence *s)
+{
+    struct decode_loop *l = arg;
+    struct request *r = s->owner;
+
+    decode_metrics_retract(&l->metrics);
+    r->resent = false;
+    request_enter(r, REQ_WAITING, "retracted");
+}
+
+static void on_step_failed(void *arg, struct sequence *s, const struct status *error)
+{
+    fail(arg, s->owner, error);
+}
+
 /* ---- what the handoffs report ---- */
 
 static void on_arrived(void *arg, struct request *r)
 {
     struct decode_loop *l = arg;
-    Baton__V1__FinishReason how;
 
     request_enter(r, REQ_RUNNING, "all pages verified");
-    request_append(r, r->first_token);
-    how = request_finish(r, l->eos, l->w->context_length);
-    router_emit(r->router, r, how);
-    decode_metrics_token(&l->metrics);
-    if (how != BATON__V1__FINISH_REASON__FINISH_NONE) {
-        decode_metrics_end(&l->metrics, ST_OK);
-        finish(l, r, "finished");
-    }
+    sequence_append(&r->seq, r->first_token, l->w->context_length);
+    engine_run(l->engine, &r->seq, r->seq.n_tokens - 1);
+    emit(l, r, 1);
 }
 
 static void on_failed(void *arg, struct request *r, const struct status *error)
@@ -127,7 +158,11 @@ static void on_submit(struct decode_loop *l, struct router *router,
     else if (find(l, router, m->request_id) != NULL)
         status_set(&st, ST_INVALID, "request id %llu is in use", (unsigned long long)m->request_id);
     else
-        request_new(m, ++l->next_seq, l->w->context_length, l->vocab, &r, &st);
+        request_new(m, ++l->next_name, l->w->context_length, l->vocab, l->eos, &r, &st);
+    if (r != NULL && engine_submit(l->engine, &r->seq, &st) != ST_OK) {
+        request_free(r);
+        r = NULL;
+    }
     if (r == NULL) {
         router_fail(router, m->request_id, &st);
         decode_metrics_end(&l->metrics, st.code);
@@ -205,148 +240,7 @@ static void handle(struct decode_loop *l, struct msg *m)
     decode_msg_free(m);
 }
 
-/* ---- admission ---- */
-
-static uint32_t count(const struct decode_loop *l, enum request_state state)
-{
-    uint32_t n = 0;
-
-    for (const struct request *r = l->requests; r != NULL; r = r->next)
-        n += r->state == state;
-    return n;
-}
-
-static bool take_units(struct decode_loop *l, struct request *r, uint32_t n_pages)
-{
-    struct status st;
-
-    if (slab_take(l->w->slots, 1, &r->slot, &st) != ST_OK)
-        return false;
-    if (slab_take(l->w->pages, n_pages, r->pages, &st) != ST_OK) {
-        slab_give(l->w->slots, &r->slot, 1);
-        return false;
-    }
-    r->n_pages = n_pages;
-    r->has_units = true;
-    return true;
-}
-
-/*
- * First come first served, while the pages of a prompt fit and one page stays for each running
- * request to grow into: without that margin an admission would retract somebody a few steps later.
- */
-static void admit(struct decode_loop *l)
-{
-    uint32_t margin = count(l, REQ_RUNNING);
-    uint32_t n_active =
-        margin + count(l, REQ_ASKING) + count(l, REQ_RECEIVING) + count(l, REQ_VERIFYING);
-
-    for (struct request *r = l->requests; r != NULL; r = r->next) {
-        uint32_t n_pages;
-
-        if (r->state != REQ_WAITING)
-            continue;
-        n_pages = kv_pages_for(r->n_tokens);
-        if (n_active >= (uint32_t)l->max_running || slab_n_free(l->w->pages) < n_pages + margin ||
-            !take_units(l, r, n_pages))
-            return; /* younger ones must not starve it */
-        n_active++;
-        request_enter(r, REQ_ASKING, "pages taken");
-        handoffs_start(l->handoffs, r);
-    }
-}
-
-/* ---- the step ---- */
-
-static void retract(struct decode_loop *l, struct request *r)
-{
-    log_info("%s: retracted at %u tokens: no free KV page", r->rid, r->n_tokens);
-    decode_metrics_retract(&l->metrics);
-    give_units(l, r);
-    r->resent = false;
-    request_enter(r, REQ_WAITING, "retracted");
-}
-
-static struct request *youngest_running(struct decode_loop *l)
-{
-    struct request *youngest = NULL;
-
-    for (struct request *r = l->requests; r != NULL; r = r->next)
-        if (r->state == REQ_RUNNING)
-            youngest = r;
-    return youngest;
-}
-
-/* Room for the KV of r's last token; retracts the youngest until there is. False: r itself went. */
-static bool grow(struct decode_loop *l, struct request *r)
-{
-    struct status st;
-
-    while (r->n_pages < kv_pages_for(r->n_tokens)) {
-        if (slab_take(l->w->pages, 1, &r->pages[r->n_pages], &st) == ST_OK) {
-            r->n_pages++;
-            continue;
-        }
-        retract(l, youngest_running(l));
-        if (r->state != REQ_RUNNING)
-            return false;
-    }
-    return true;
-}
-
-static int build_batch(struct decode_loop *l)
-{
-    int n = 0;
-
-    for (struct request *r = l->requests; r != NULL && n < l->max_running; r = r->next) {
-        if (r->state != REQ_RUNNING || !grow(l, r))
-            continue;
-        l->running[n] = r;
-        l->spans[n++] = (struct model_span){
-            .tokens = r->tokens + r->n_tokens - 1,
-            .n_tokens = 1,
-            .start = r->n_tokens - 1,
-            .slot = r->slot,
-            .pages = r->pages,
-            .logits = MODEL_LOGITS_LAST,
-        };
-    }
-    return n; /* a retraction never hits one of these: it takes the youngest, the list's last */
-}
-
-static void sample_and_emit(struct decode_loop *l, struct request *r, const float *logits)
-{
-    Baton__V1__FinishReason how;
-
-    request_append(r, sampler_draw(logits, l->vocab, &r->sampling, r->n_tokens));
-    how = request_finish(r, l->eos, l->w->context_length);
-    router_emit(r->router, r, how);
-    decode_metrics_token(&l->metrics);
-    if (how != BATON__V1__FINISH_REASON__FINISH_NONE) {
-        decode_metrics_end(&l->metrics, ST_OK);
-        finish(l, r, "finished");
-    }
-}
-
-static bool step(struct decode_loop *l)
-{
-    int n = build_batch(l);
-    uint64_t t0 = clock_now_us();
-    const float *logits;
-    struct status st;
-
-    if (n == 0)
-        return false;
-    if (model_forward(l->w->model, &l->w->kv, l->spans, n, &logits, &st) != ST_OK) {
-        for (int i = 0; i < n; i++)
-            fail(l, l->running[i], &st);
-        return true;
-    }
-    for (int i = 0; i < n; i++)
-        sample_and_emit(l, l->running[i], logits + (size_t)i * (size_t)l->vocab);
-    decode_metrics_step(&l->metrics, n, clock_now_us() - t0);
-    return true;
-}
+/* ---- the loop ---- */
 
 static void free_done(struct decode_loop *l)
 {
@@ -369,6 +263,7 @@ static bool finished(const struct decode_loop *l)
 
 void decode_loop_run(struct decode_loop *l)
 {
+    struct engine_stats stats;
     bool idle = false;
 
     while (!finished(l)) {
@@ -379,12 +274,14 @@ void decode_loop_run(struct decode_loop *l)
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
         handoffs_tick(l->handoffs);
-        admit(l);
-        idle = !step(l);
+        engine_admit(l->engine);
+        idle = !engine_step(l->engine);
         router_list_flush(l->routers);
         free_done(l);
-        decode_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, count(l, REQ_RUNNING),
-                              count(l, REQ_WAITING));
+        engine_get_stats(l->engine, &stats);
+        if (!idle)
+            decode_metrics_step(&l->metrics, &stats);
+        decode_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
     }
 }
 
@@ -393,33 +290,26 @@ void decode_loop_run(struct decode_loop *l)
 enum status_code decode_loop_new(struct worker *w, struct decode_loop **out, struct status *st)
 {
     struct decode_loop *l = calloc(1, sizeof(*l));
-    struct handoff_events events = {on_arrived, on_failed, on_drained, l};
+    struct handoff_events arrivals = {on_arrived, on_failed, on_drained, l};
+    struct engine_events steps = {on_admitted, on_stepped, on_retracted, on_step_failed, l};
 
     if (l == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the decode loop");
     l->w = w;
-    l->max_running = (int)w->opt.max_running_requests;
     l->vocab = model_get_config(w->model)->vocab_size;
     l->eos = model_get_config(w->model)->eos_token;
-    l->spans = calloc((size_t)l->max_running, sizeof(*l->spans));
-    l->running = calloc((size_t)l->max_running, sizeof(*l->running));
-    if (l->spans == NULL || l->running == NULL) {
-        status_set(st, ST_EXHAUSTED, "no memory for %d running requests", l->max_running);
-        goto failed;
+    if (worker_engine_new(w, &steps, &l->engine, st) != ST_OK ||
+        router_list_new(w, &l->routers, st) != ST_OK ||
+        handoffs_new(w, l->engine, &arrivals, &l->handoffs, st) != ST_OK ||
+        decode_metrics_init(&l->metrics, w->metrics, st) != ST_OK) {
+        handoffs_free(l->handoffs);
+        router_list_free(l->routers);
+        engine_free(l->engine);
+        free(l);
+        return st->code;
     }
-    if (router_list_new(w, &l->routers, st) != ST_OK ||
-        handoffs_new(w, &events, &l->handoffs, st) != ST_OK ||
-        decode_metrics_init(&l->metrics, w->metrics, st) != ST_OK)
-        goto failed;
     *out = l;
     return status_ok(st);
-failed:
-    handoffs_free(l->handoffs);
-    router_list_free(l->routers);
-    free(l->spans);
-    free(l->running);
-    free(l);
-    return st->code;
 }
 
 void decode_loop_drain(struct decode_loop *l)
@@ -450,7 +340,6 @@ void decode_loop_free(struct decode_loop *l)
     }
     handoffs_free(l->handoffs);
     router_list_free(l->routers);
-    free(l->spans);
-    free(l->running);
+    engine_free(l->engine);
     free(l);
 }

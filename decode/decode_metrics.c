@@ -28,6 +28,7 @@ enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *r
     m->pages_quarantined = metrics_gauge(r, "baton_kv_pages_quarantined",
                                          "KV pages that a lost peer may still write.", NULL);
     m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
+    engine_metrics_init(&m->engine, r);
     return status_ok(st);
 }
 
@@ -41,15 +42,16 @@ void decode_metrics_end(struct decode_metrics *m, enum status_code how)
     metric_add(m->ended[how], 1);
 }
 
-void decode_metrics_token(struct decode_metrics *m)
+void decode_metrics_tokens(struct decode_metrics *m, uint32_t n)
 {
-    metric_add(m->tokens, 1);
+    metric_add(m->tokens, n);
 }
 
-void decode_metrics_step(struct decode_metrics *m, int batch, uint64_t elapsed_us)
+void decode_metrics_step(struct decode_metrics *m, const struct engine_stats *s)
 {
-    (void)batch;
-    metric_observe(m->step_seconds, (double)elapsed_us * 1e-6);
+    uint64_t us = s->schedule_us + s->forward_us + s->sample_us + s->draft_us;
+
+    metric_observe(m->step_seconds, (double)us * 1e-6);
 }
 
 void decode_metrics_retract(struct decode_metrics *m)
@@ -65,10 +67,11 @@ void decode_metrics_verified(struct decode_metrics *m, enum status_code how, uin
 }
 
 void decode_metrics_gauges(struct decode_metrics *m, const struct slab *pages,
-                           const struct slab *slots, uint32_t n_running, uint32_t n_waiting)
+                           const struct slab *slots, const struct engine_stats *s)
 {
-    metric_set(m->running, n_running);
-    metric_set(m->waiting, n_waiting);
+    metric_set(m->running, s->n_running);
+    metric_set(m->waiting, s->n_waiting);
+    engine_metrics_set(&m->engine, s);
     metric_set(m->pages_free, slab_n_free(pages));
     metric_set(m->pages_quarantined, slab_n_quarantined(pages));
     metric_set(m->slots_free, slab_n_free(slots));

@@ -3,12 +3,15 @@
 #include <stdlib.h>
 
 #include "common/base/log.h"
+#include "common/engine/engine.h"
 #include "common/worker/handoff.h"
+#include "common/worker/sampling.h"
 #include "common/worker/worker.h"
 #include "decode/messages.h"
 
 struct handoffs {
     struct worker *w;
+    struct engine *engine;
     struct handoff_events events;
     struct prefill_workers *workers;
     struct request *requests; /* the loop's list, borrowed while a session event is handled */
@@ -16,31 +19,27 @@ struct handoffs {
 
 /* ---- to the prefill worker ---- */
 
-static void fill_sampling(const struct request *r, Baton__V1__Sampling *m)
-{
-    baton__v1__sampling__init(m);
-    m->has_temperature = m->has_top_p = m->has_top_k = m->has_min_p = m->has_seed = true;
-    m->temperature = r->sampling.temperature;
-    m->top_p = r->sampling.top_p;
-    m->top_k = r->sampling.top_k;
-    m->min_p = r->sampling.min_p;
-    m->seed = r->sampling.seed;
-}
-
 static enum status_code submit(struct request *r, struct status *st)
 {
     Baton__V1__PrefillRequest m = BATON__V1__PREFILL_REQUEST__INIT;
     Baton__V1__PrefillSubmit s = BATON__V1__PREFILL_SUBMIT__INIT;
     Baton__V1__Sampling sampling;
 
-    fill_sampling(r, &sampling);
-    s.request_id = r->seq;
-    s.n_token_ids = r->n_tokens;
-    s.token_ids = r->tokens;
+    sampling_params_write(&r->sampling, r->seq.max_new, &sampling);
+    s.request_id = r->name;
+    s.n_token_ids = r->seq.n_tokens;
+    s.token_ids = r->seq.tokens;
     s.sampling = &sampling;
-    s.n_pages = r->n_pages;
-    s.pages = r->pages;
-    s.slot = r->slot;
+    s.has_n_emitted = true;
+    s.n_emitted = sequence_n_output(&r->seq);
+    s.n_pages = r->seq.n_pages;
+    s.pages = r->seq.pages;
+    s.has_n_pages_present = true;
+    s.n_pages_present = r->seq.n_hit_pages;
+    s.slot = r->seq.slot;
+    s.has_cache_salt = s.has_priority = true;
+    s.cache_salt = r->seq.salt;
+    s.priority = r->seq.priority;
     s.rid = r->rid;
     m.submit = &s;
     return prefill_worker_send(r->prefill, &m, st);
@@ -55,7 +54,7 @@ static void tell(struct request *r, const char *what)
     Baton__V1__PrefillRelease release = BATON__V1__PREFILL_RELEASE__INIT;
     struct status st;
 
-    cancel.request_id = resend.request_id = release.request_id = r->seq;
+    cancel.request_id = resend.request_id = release.request_id = r->name;
     if (what[0] == 'c')
         m.cancel = &cancel;
     else if (what[2] == 's')
@@ -143,14 +142,15 @@ struct verify_job {
 
 static enum status_code start_verify(struct handoffs *h, struct request *r, struct status *st)
 {
-    struct handoff_units units = {r->pages, r->pages, r->slot, r->slot};
+    const struct sequence *s = &r->seq;
+    struct handoff_units units = {s->pages, s->pages, s->slot, s->slot};
     struct verify_job *job = malloc(sizeof(*job));
     struct handoff_list list = {0};
 
     if (job == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory to verify checksums");
     *job = (struct verify_job){h->w->engine, r};
-    if (handoff_list_init(&list, h->w->geometry, &units, r->n_tokens, 0, kv_pages_for(r->n_tokens),
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages, s->n_pages,
                           true, st) != ST_OK ||
         transfer_verify(h->w->transfer, list.pieces, list.n_pieces, r->crc, r->n_crc, on_verified,
                         job, st) != ST_OK)
@@ -224,10 +224,10 @@ static void on_stopped(struct handoffs *h, struct request *r, const Baton__V1__P
     }
 }
 
-static struct request *find(struct request *requests, const struct prefill_worker *p, uint64_t seq)
+static struct request *find(struct request *requests, const struct prefill_worker *p, uint64_t name)
 {
     for (struct request *r = requests; r != NULL; r = r->next)
-        if (r->seq == seq && r->prefill == p && r->state != REQ_DONE)
+        if (r->name == name && r->prefill == p && r->state != REQ_DONE)
             return r;
     return NULL;
 }
@@ -284,6 +284,17 @@ static void on_ready(void *arg, struct prefill_worker *p)
             submit_now(h, r);
 }
 
+/* Pages from our prefix cache were never named for writing: only the others are in doubt. */
+static void quarantine(struct handoffs *h, struct request *r, struct prefill_worker *p)
+{
+    struct sequence *s = &r->seq;
+
+    slab_give(h->w->pages, s->pages, s->n_hit_pages);
+    prefill_worker_quarantine(h->workers, p, s->pages + s->n_hit_pages, s->n_pages - s->n_hit_pages,
+                              s->slot);
+    engine_disown(s);
+}
+
 /* The session is over while r was under way on it. */
 static void lost_one(struct handoffs *h, struct request *r, struct prefill_worker *p,
                      const struct status *why)
@@ -294,14 +305,13 @@ static void lost_one(struct handoffs *h, struct request *r, struct prefill_worke
     }
     if (r->state != REQ_RECEIVING && !(r->state == REQ_DRAINING && r->peer_may_write))
         return; /* VERIFYING: everything is here already */
-    prefill_worker_quarantine(h->workers, p, r->pages, r->n_pages, r->slot);
-    r->has_units = false;
-    r->n_pages = 0;
+    quarantine(h, r, p);
     if (r->state == REQ_DRAINING) {
         r->peer_may_write = false;
         check_drained(h, r);
         return;
     }
+    engine_requeue(h->engine, &r->seq);
     request_enter(r, REQ_WAITING, why->msg);
     r->last_error = *why;
     if (++r->prefill_idx >= r->n_prefills)
@@ -327,8 +337,9 @@ void handoffs_closed(struct handoffs *h, struct session_link *link, const struct
 
 /* ---- start and end ---- */
 
-enum status_code handoffs_new(struct worker *w, const struct handoff_events *events,
-                              struct handoffs **out, struct status *st)
+enum status_code handoffs_new(struct worker *w, struct engine *engine,
+                              const struct handoff_events *events, struct handoffs **out,
+                              struct status *st)
 {
     struct handoffs *h = calloc(1, sizeof(*h));
     struct prefill_worker_events mine = {on_ready, on_lost, h};
@@ -336,6 +347,7 @@ enum status_code handoffs_new(struct worker *w, const struct handoff_events *eve
     if (h == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for handoffs");
     h->w = w;
+    h->engine = engine;
     h->events = *events;
     if (prefill_workers_new(w, &mine, &h->workers, st) != ST_OK) {
         free(h);

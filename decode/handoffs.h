@@ -12,6 +12,7 @@
 #include "decode/prefill_workers.h"
 #include "decode/request.h"
 
+struct engine;
 struct handoffs;
 struct worker;
 
@@ -25,8 +26,10 @@ struct handoff_events {
     void *arg;
 };
 
-enum status_code handoffs_new(struct worker *w, const struct handoff_events *events,
-                              struct handoffs **out, struct status *st);
+/** @param engine  borrowed: sequences whose KV was lost go back to its queue */
+enum status_code handoffs_new(struct worker *w, struct engine *engine,
+                              const struct handoff_events *events, struct handoffs **out,
+                              struct status *st);
 void handoffs_free(struct handoffs *h);
 
 /** Finds r (ASKING, with units) a prefill worker and submits as soon as its session is ready. */

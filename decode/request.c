@@ -14,7 +14,7 @@ static const char *const names[REQ_N_STATES] = {"waiting", "asking",   "receivin
 
 #define TO(s) (1u << (s))
 static const uint32_t next_states[REQ_N_STATES] = {
-    [REQ_WAITING] = TO(REQ_ASKING) | TO(REQ_DONE),
+    [REQ_WAITING] = TO(REQ_ASKING) | TO(REQ_RUNNING) | TO(REQ_DONE),
     [REQ_ASKING] = TO(REQ_RECEIVING) | TO(REQ_WAITING) | TO(REQ_DONE),
     [REQ_RECEIVING] = TO(REQ_VERIFYING) | TO(REQ_WAITING) | TO(REQ_DRAINING) | TO(REQ_DONE),
     [REQ_VERIFYING] = TO(REQ_RUNNING) | TO(REQ_RECEIVING) | TO(REQ_DRAINING) | TO(REQ_DONE),
@@ -50,9 +50,6 @@ static enum status_code check(const Baton__V1__DecodeSubmit *m, int64_t context_
     if (m->n_prefill == 0 || m->n_prefill > REQUEST_PREFILLS_MAX)
         return status_set(st, ST_INVALID, "%zu prefill workers named, 1..%d are possible",
                           m->n_prefill, REQUEST_PREFILLS_MAX);
-    if (m->sampling != NULL && m->sampling->n_stop_token_ids > REQUEST_STOP_IDS_MAX)
-        return status_set(st, ST_INVALID, "%zu stop token ids, at most %d are possible",
-                          m->sampling->n_stop_token_ids, REQUEST_STOP_IDS_MAX);
     return status_ok(st);
 }
 
@@ -67,42 +64,40 @@ static uint32_t bound_new(const Baton__V1__DecodeSubmit *m, int64_t context_leng
     return (uint32_t)room;
 }
 
-static void take_sampling(struct request *r, const Baton__V1__Sampling *m)
+static enum status_code take_sequence(struct request *r, const Baton__V1__DecodeSubmit *m,
+                                      int64_t context_length, int32_t vocab, int32_t eos,
+                                      struct status *st)
 {
-    r->sampling = sampling_from_message(m);
-    if (m == NULL)
-        return;
-    r->min_new = m->has_min_new_tokens ? m->min_new_tokens : 0;
-    r->ignore_eos = m->has_ignore_eos && m->ignore_eos;
-    r->n_stop_ids = (uint32_t)m->n_stop_token_ids;
-    if (r->n_stop_ids > 0)
-        memcpy(r->stop_ids, m->stop_token_ids, r->n_stop_ids * sizeof(*r->stop_ids));
+    if (sampling_params_read(m->sampling, vocab, eos, &r->sampling, st) != ST_OK ||
+        sequence_init(&r->seq, m->token_ids, (uint32_t)m->n_token_ids, m->n_emitted,
+                      bound_new(m, context_length), &r->sampling, vocab, st) != ST_OK)
+        return st->code;
+    r->seq.ignore_eos = m->sampling != NULL && m->sampling->has_ignore_eos && m->sampling->ignore_eos;
+    r->seq.rid = r->rid;
+    r->seq.owner = r;
+    r->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
+    r->seq.priority = m->has_priority ? m->priority : 0;
+    r->crc = malloc((r->seq.cap_pages + 1) * sizeof(*r->crc));
+    if (r->crc == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for the checksums of a request");
+    return status_ok(st);
 }
 
-static bool take_memory(struct request *r, const Baton__V1__DecodeSubmit *m)
+static enum status_code take_prefills(struct request *r, const Baton__V1__DecodeSubmit *m,
+                                      struct status *st)
 {
-    r->n_prompt = r->n_tokens = (uint32_t)m->n_token_ids;
-    r->n_emitted = m->n_emitted;
-    r->cap_tokens = r->n_tokens + (r->max_new > r->n_emitted ? r->max_new - r->n_emitted : 1);
-    r->cap_pages = kv_pages_for(r->cap_tokens);
-    r->n_crc = 0;
-    r->tokens = malloc(r->cap_tokens * sizeof(*r->tokens));
-    r->pages = malloc(r->cap_pages * sizeof(*r->pages));
-    r->crc = malloc((r->cap_pages + 1) * sizeof(*r->crc));
-    if (r->tokens == NULL || r->pages == NULL || r->crc == NULL)
-        return false;
-    memcpy(r->tokens, m->token_ids, r->n_tokens * sizeof(*r->tokens));
     for (size_t i = 0; i < m->n_prefill; i++) {
         r->prefills[i] = strdup(m->prefill[i]);
         if (r->prefills[i] == NULL)
-            return false;
+            return status_set(st, ST_EXHAUSTED, "no memory for a request");
         r->n_prefills++;
     }
-    return true;
+    return status_ok(st);
 }
 
-enum status_code request_new(const Baton__V1__DecodeSubmit *m, uint64_t seq, int64_t context_length,
-                             int32_t vocab, struct request **out, struct status *st)
+enum status_code request_new(const Baton__V1__DecodeSubmit *m, uint64_t name,
+                             int64_t context_length, int32_t vocab, int32_t eos,
+                             struct request **out, struct status *st)
 {
     struct request *r;
 
@@ -112,18 +107,15 @@ enum status_code request_new(const Baton__V1__DecodeSubmit *m, uint64_t seq, int
     if (r == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a request");
     r->id = m->request_id;
-    r->seq = seq;
-    r->max_new = bound_new(m, context_length);
-    take_sampling(r, m->sampling);
+    r->name = name;
     snprintf(r->rid, sizeof(r->rid), "%s", m->rid != NULL ? m->rid : "-");
     baton__v1__handoff_stats__init(&r->stats);
-    if (!take_memory(r, m)) {
+    if (take_sequence(r, m, context_length, vocab, eos, st) != ST_OK ||
+        take_prefills(r, m, st) != ST_OK)
         request_free(r);
-        return status_set(st, ST_EXHAUSTED, "no memory for a request of %zu tokens",
-                          m->n_token_ids);
-    }
-    *out = r;
-    return status_ok(st);
+    else
+        *out = r;
+    return st->code;
 }
 
 void request_free(struct request *r)
@@ -132,37 +124,19 @@ void request_free(struct request *r)
         return;
     for (uint32_t i = 0; i < r->n_prefills; i++)
         free(r->prefills[i]);
-    free(r->tokens);
-    free(r->pages);
+    sequence_deinit(&r->seq);
+    sampling_params_deinit(&r->sampling);
     free(r->crc);
     free(r);
 }
 
-void request_append(struct request *r, int32_t token)
+void request_note_local(struct request *r)
 {
-    assert(r->n_tokens < r->cap_tokens);
-    r->tokens[r->n_tokens++] = token;
-}
+    static char here[] = "none: the decode worker computed the prompt's tail itself";
 
-static bool is_stop(const struct request *r, int32_t token, int32_t eos)
-{
-    if (token == eos && !r->ignore_eos)
-        return true;
-    for (uint32_t i = 0; i < r->n_stop_ids; i++)
-        if (r->stop_ids[i] == token)
-            return true;
-    return false;
-}
-
-Baton__V1__FinishReason request_finish(const struct request *r, int32_t eos, int64_t context_length)
-{
-    uint32_t n_new = r->n_tokens - r->n_prompt + r->n_emitted;
-
-    if (n_new >= r->min_new && is_stop(r, r->tokens[r->n_tokens - 1], eos))
-        return BATON__V1__FINISH_REASON__FINISH_STOP;
-    if (n_new >= r->max_new || r->n_tokens >= context_length)
-        return BATON__V1__FINISH_REASON__FINISH_LENGTH;
-    return BATON__V1__FINISH_REASON__FINISH_NONE;
+    r->stats.has_cached_tokens = true;
+    r->stats.cached_tokens = r->seq.n_cached;
+    r->stats.transport = here;
 }
 
 /* Counts that add up over retractions; the rest is of the latest handoff. */
@@ -186,7 +160,7 @@ static void keep_stats(struct request *r, const Baton__V1__HandoffStats *m)
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
                                    struct status *st)
 {
-    size_t expected = kv_pages_for(r->n_tokens) + 1;
+    size_t expected = r->seq.n_pages - r->seq.n_hit_pages + 1;
 
     if (m->n_checksums != expected)
         return status_set(st, ST_CORRUPT, "%zu checksums came for %zu pages and a slot",

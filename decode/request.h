@@ -1,7 +1,9 @@
 /*
  * request: one generation on the decode side.
  *
- *   WAITING ─▶ ASKING ─▶ RECEIVING ─▶ VERIFYING ─▶ RUNNING ─▶ DONE
+ *   WAITING ─▶ ASKING ─▶ RECEIVING ─▶ VERIFYING ─▶ RUNNING ─▶ DONE     WAITING ─▶ RUNNING: what
+ *      │  │                                                              the prefix cache lacks is
+ *      │  │                                                              short and computed here
  *      ▲  ▲       │          │  ▲         │           │
  *      │  └───────┘          │  └─────────┘ resend    │        ASKING: has units, its prefill
  * worker's │  └───────────────────┘ prefill lost          │        session is not ready yet
@@ -9,7 +11,7 @@
  *   RECEIVING, VERIFYING ─▶ DRAINING ─▶ DONE: no longer wanted, but its pages are still written or
  * read
  *
- * Owns      tokens, block table and the strings in it; its pages and slot while has_units.
+ * Owns      its sequence and the strings in it.
  * Threads   engine only.
  */
 #ifndef BATON_DECODE_REQUEST_H
@@ -21,7 +23,7 @@
 #include "baton/v1/decode.pb-c.h"
 #include "baton/v1/prefill.pb-c.h"
 #include "common/base/status.h"
-#include "common/model/sampler.h"
+#include "common/engine/sequence.h"
 
 struct router;
 struct prefill_worker;
@@ -37,31 +39,18 @@ enum request_state {
     REQ_N_STATES
 };
 
-enum { REQUEST_PREFILLS_MAX = 8, REQUEST_STOP_IDS_MAX = 64 };
+enum { REQUEST_PREFILLS_MAX = 8 };
 
 struct request {
     struct request *next; /* in the loop's list, oldest first */
     enum request_state state;
     struct router *router; /* NULL once its session has closed */
     uint64_t id;           /* the router's */
-    uint64_t seq;          /* ours: order of arrival, and its name towards prefill workers */
+    uint64_t name;         /* ours, towards prefill workers */
     char rid[64];
 
-    int32_t *tokens; /* [n_tokens] of [cap_tokens]: prompt, then generated */
-    uint32_t n_tokens, cap_tokens;
-    uint32_t n_prompt;  /* tokens that came with the request */
-    uint32_t n_emitted; /* of those, output that the client already has */
-    uint32_t max_new;   /* generated tokens at most, n_emitted included */
-    uint32_t min_new;
-    bool ignore_eos;
-    int32_t stop_ids[REQUEST_STOP_IDS_MAX];
-    uint32_t n_stop_ids;
-    struct sampling_params sampling;
-
-    uint32_t *pages; /* block table, [n_pages] of [cap_pages] */
-    uint32_t n_pages, cap_pages;
-    uint32_t slot;
-    bool has_units;
+    struct sampling_params sampling; /* with its lists */
+    struct sequence seq;             /* tokens, sampling, KV; the engine steps it */
 
     char *prefills[REQUEST_PREFILLS_MAX]; /* addresses, in order of preference */
     uint32_t n_prefills, prefill_idx;
@@ -87,18 +76,16 @@ void request_enter(struct request *r, enum request_state next, const char *why);
  * Makes a request of a submit message.
  * @param context_length  tokens of prompt and output together, at most
  * @param vocab           token ids are below
+ * @param eos             ends a generation unless the request ignores it
  * @return ST_OK; ST_INVALID naming what cannot be; ST_EXHAUSTED
  */
-enum status_code request_new(const Baton__V1__DecodeSubmit *m, uint64_t seq, int64_t context_length,
-                             int32_t vocab, struct request **out, struct status *st);
+enum status_code request_new(const Baton__V1__DecodeSubmit *m, uint64_t name,
+                             int64_t context_length, int32_t vocab, int32_t eos,
+                             struct request **out, struct status *st);
 void request_free(struct request *r);
 
-/** Appends a generated token. */
-void request_append(struct request *r, int32_t token);
-
-/** Whether the last token ends the generation, and how (FINISH_NONE: it goes on). */
-Baton__V1__FinishReason request_finish(const struct request *r, int32_t eos,
-                                       int64_t context_length);
+/** What the router hears of a request whose prompt was computed here. */
+void request_note_local(struct request *r);
 
 /** Keeps what a done message brought. @return ST_OK; ST_CORRUPT when it contradicts the request */
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,

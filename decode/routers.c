@@ -1,5 +1,6 @@
 #include "decode/routers.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,11 +9,11 @@
 #include "common/rpc/rpc_message.h"
 #include "common/worker/worker.h"
 
-/* One noted token; protobuf-c points into these, so they stay put until the flush. */
+/* New tokens of a request; protobuf-c points into these, so they stay put until the flush. */
 struct emission {
     Baton__V1__TokenBatch batch;
     Baton__V1__HandoffStats stats;
-    int32_t token;
+    int32_t tokens[SEQ_DRAFTS_MAX + 1];
 };
 
 struct failure {
@@ -124,18 +125,21 @@ static void *grow(void *array, size_t n, size_t *cap, size_t size)
     return array;
 }
 
-void router_emit(struct router *r, struct request *q, Baton__V1__FinishReason finish)
+void router_emit(struct router *r, struct request *q, uint32_t n)
 {
+    const struct sequence *s = &q->seq;
     struct emission *e;
 
     r->emissions = grow(r->emissions, r->n_emissions, &r->cap_emissions, sizeof(*r->emissions));
     e = &r->emissions[r->n_emissions++];
     baton__v1__token_batch__init(&e->batch);
     e->batch.request_id = q->id;
-    e->token = q->tokens[q->n_tokens - 1];
-    e->batch.n_token_ids = 1;
-    e->batch.has_finish = finish != BATON__V1__FINISH_REASON__FINISH_NONE;
-    e->batch.finish = finish;
+    assert(n <= SEQ_DRAFTS_MAX + 1);
+    memcpy(e->tokens, s->tokens + s->n_tokens - n, n * sizeof(*e->tokens));
+    e->batch.n_token_ids = n;
+    e->batch.has_finish = s->finish != SEQ_GOES_ON;
+    e->batch.finish = s->finish == SEQ_STOP ? BATON__V1__FINISH_REASON__FINISH_STOP
+                                            : BATON__V1__FINISH_REASON__FINISH_LENGTH;
     e->stats.base.descriptor = NULL;
     if (!q->stats_sent) {
         e->stats = q->stats;
@@ -169,7 +173,7 @@ static void flush(struct router_list *l, struct router *r)
     for (size_t i = 0; i < r->n_emissions; i++) {
         struct emission *e = &r->emissions[i];
 
-        e->batch.token_ids = &e->token;
+        e->batch.token_ids = e->tokens;
         e->batch.stats = e->stats.base.descriptor != NULL ? &e->stats : NULL;
         reply.batch[i] = &e->batch;
     }

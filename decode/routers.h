@@ -27,8 +27,9 @@ void router_list_hello(struct router_list *l, struct router *r,
 /** The session has closed: no request may name it any more. Frees it and its link. */
 void router_list_closed(struct router_list *l, struct session_link *link);
 
-/** Notes a new token of q (its last one) for the next flush; with its stats the first time. */
-void router_emit(struct router *r, struct request *q, Baton__V1__FinishReason finish);
+/** Notes the last n tokens of q, and how it ended, for the next flush; with its stats the first
+ * time. */
+void router_emit(struct router *r, struct request *q, uint32_t n);
 
 /** Notes that a request is over without a finish. */
 void router_fail(struct router *r, uint64_t request_id, const struct status *error);

@@ -43,12 +43,15 @@ static enum status_code check(const Baton__V1__PrefillSubmit *m, struct status *
     if (m->n_pages_present > m->n_token_ids / KV_PAGE_TOKENS)
         return status_set(st, ST_INVALID, "%u pages present of %zu full ones", m->n_pages_present,
                           m->n_token_ids / KV_PAGE_TOKENS);
+    if (m->has_n_emitted && m->n_emitted > m->n_token_ids)
+        return status_set(st, ST_INVALID, "%u output tokens of %zu", m->n_emitted, m->n_token_ids);
     return status_ok(st);
 }
 
 enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_peer *peer,
-                             struct handoff **out, struct status *st)
+                             int32_t vocab, int32_t eos, struct handoff **out, struct status *st)
 {
+    uint32_t n_output = m->has_n_emitted ? m->n_emitted : 0;
     struct handoff *h;
 
     if (check(m, st) != ST_OK)
@@ -56,27 +59,33 @@ enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_p
     h = calloc(1, sizeof(*h));
     if (h == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a handoff");
-    h->n_tokens = (uint32_t)m->n_token_ids;
+    h->peer = peer;
+    peer->n_handoffs++;
+    h->n_prompt = (uint32_t)m->n_token_ids;
     h->n_pages = (uint32_t)m->n_pages;
     h->n_present = m->n_pages_present;
     h->n_pages_sent = h->n_present;
-    h->tokens = malloc(h->n_tokens * sizeof(*h->tokens));
     h->remote_pages = malloc(h->n_pages * sizeof(*h->remote_pages));
-    h->pages = malloc(h->n_pages * sizeof(*h->pages));
     h->crc = calloc(h->n_pages + 1, sizeof(*h->crc));
-    h->peer = peer;
-    peer->n_handoffs++;
-    if (h->tokens == NULL || h->remote_pages == NULL || h->pages == NULL || h->crc == NULL) {
+    if (h->remote_pages == NULL || h->crc == NULL) {
         handoff_free(h);
         return status_set(st, ST_EXHAUSTED, "no memory for a prompt of %zu tokens", m->n_token_ids);
     }
-    memcpy(h->tokens, m->token_ids, h->n_tokens * sizeof(*h->tokens));
+    if (sampling_params_read(m->sampling, vocab, eos, &h->sampling, st) != ST_OK ||
+        sequence_init(&h->seq, m->token_ids, h->n_prompt, n_output, n_output + 1, &h->sampling,
+                      vocab, st) != ST_OK) {
+        handoff_free(h);
+        return st->code;
+    }
     memcpy(h->remote_pages, m->pages, h->n_pages * sizeof(*h->remote_pages));
     h->id = m->request_id;
     h->remote_slot = m->slot;
-    h->sampling = sampling_from_message(m->sampling);
     h->queued_us = clock_now_us();
     snprintf(h->rid, sizeof(h->rid), "%s", m->rid != NULL ? m->rid : "-");
+    h->seq.rid = h->rid;
+    h->seq.owner = h;
+    h->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
+    h->seq.priority = m->has_priority ? m->priority : 0;
     *out = h;
     return status_ok(st);
 }
@@ -86,9 +95,9 @@ void handoff_free(struct handoff *h)
     if (h == NULL)
         return;
     h->peer->n_handoffs--;
-    free(h->tokens);
+    sequence_deinit(&h->seq);
+    sampling_params_deinit(&h->sampling);
     free(h->remote_pages);
-    free(h->pages);
     free(h->crc);
     free(h);
 }

@@ -7,7 +7,7 @@
  *      │           └─▶ STOPPING ◀┘        │       │        STOPPING: cancelled, failed or peer
  * lost; └──────────────────┬───────────────┘───────┘        ends when no transfer reads our pages
  *
- * Owns      its tokens, page lists and checksums; its pages and slot from COMPUTING to GONE.
+ * Owns      its sequence, page lists and checksums.
  * Threads   engine only.
  */
 #ifndef BATON_PREFILL_HANDOFF_STATE_H
@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #include "baton/v1/prefill.pb-c.h"
-#include "common/model/sampler.h"
+#include "common/engine/sequence.h"
 #include "common/transfer/transfer.h"
 #include "prefill/messages.h"
 
@@ -47,15 +47,14 @@ struct handoff {
     struct prefill_peer *peer;
     uint64_t id; /* the peer's */
     char rid[64];
-    int32_t *tokens; /* [n_tokens] */
-    uint32_t n_tokens, n_computed;
     struct sampling_params sampling;
+    struct sequence seq;         /* prompt and KV; the engine computes it, and draws one token */
+    uint32_t n_prompt;           /* tokens */
     uint32_t *remote_pages;      /* [n_pages] */
-    uint32_t *pages;             /* [n_pages], ours while has_units */
     uint32_t n_pages, n_present; /* the first n_present are not sent */
     uint32_t n_pages_sent;       /* logical pages posted or present */
-    uint32_t slot, remote_slot;
-    bool has_units;
+    uint32_t n_cached;           /* prompt tokens that the prefix cache gave */
+    uint32_t remote_slot;
     uint32_t n_puts;     /* transfers that run now */
     uint32_t *crc;       /* [n_pages - n_present + 1] */
     struct status error; /* why STOPPING; ST_CANCELLED when the peer asked */
@@ -72,9 +71,9 @@ void handoff_enter(struct handoff *h, enum handoff_state next, const char *why);
  * @return ST_OK; ST_INVALID when the message contradicts itself; ST_EXHAUSTED
  */
 enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_peer *peer,
-                             struct handoff **out, struct status *st);
+                             int32_t vocab, int32_t eos, struct handoff **out, struct status *st);
 
-/** Frees the struct (not its units) and lets go of the peer. */
+/** Frees the struct and lets go of the peer; its sequence is out of the engine. */
 void handoff_free(struct handoff *h);
 
 #endif

@@ -38,7 +38,7 @@ static void on_done(void *arg, const struct transfer_result *r)
 enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, uint32_t end_page,
                                 bool last, struct mailbox *engine, struct status *st)
 {
-    struct handoff_units units = {h->pages, h->remote_pages, h->slot, h->remote_slot};
+    struct handoff_units units = {h->seq.pages, h->remote_pages, h->seq.slot, h->remote_slot};
     struct handoff_list list = {0};
     struct put *put = NULL;
 
@@ -46,7 +46,7 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
         return status_set(st, ST_UNAVAILABLE, "decode worker %s is gone", h->peer->name);
     if (end_page <= h->n_pages_sent && !last)
         return status_ok(st);
-    if (handoff_list_init(&list, g, &units, h->n_tokens, h->n_pages_sent, end_page, last, st) !=
+    if (handoff_list_init(&list, g, &units, h->n_prompt, h->n_pages_sent, end_page, last, st) !=
         ST_OK)
         goto done;
     put = malloc(sizeof(*put));

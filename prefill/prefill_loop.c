@@ -16,6 +16,7 @@
 
 struct prefill_loop {
     struct worker *w;
+    struct engine *engine;
     struct handoff *handoffs; /* oldest first */
     struct peer_list *peers;
     struct prefill_metrics metrics;
@@ -42,15 +43,6 @@ static struct handoff *find(struct prefill_loop *l, const struct prefill_peer *p
     return NULL;
 }
 
-static void give_units(struct prefill_loop *l, struct handoff *h)
-{
-    if (!h->has_units)
-        return;
-    slab_give(l->w->pages, h->pages, h->n_pages);
-    slab_give(l->w->slots, &h->slot, 1);
-    h->has_units = false;
-}
-
 /* Nothing reads the pages any more: frees them, and tells the peer if it has not been told. */
 static void end(struct prefill_loop *l, struct handoff *h, const char *why)
 {
@@ -62,7 +54,7 @@ static void end(struct prefill_loop *l, struct handoff *h, const char *why)
         prefill_metrics_end(&l->metrics, ST_OK);
     }
     handoff_enter(h, HANDOFF_GONE, why);
-    give_units(l, h);
+    engine_remove(l->engine, &h->seq);
 }
 
 /* Ends a handoff early, whatever its state; pages stay until the running transfers have ended. */
@@ -76,6 +68,8 @@ static void stop(struct prefill_loop *l, struct handoff *h, const struct status 
     if (h->state == HANDOFF_COMPUTING || h->state == HANDOFF_FLUSHING) {
         handoff_enter(h, HANDOFF_STOPPING, why->msg);
         kv_sender_cancel(h);
+        if (h->seq.state == SEQ_RUNNING)
+            engine_hold(l->engine, &h->seq);
         if (h->n_puts > 0)
             return;
     }
@@ -110,29 +104,18 @@ static void drop_gone(struct prefill_loop *l)
 
 /* ---- messages ---- */
 
-static enum status_code check_fits(const struct prefill_loop *l, const struct handoff *h,
-                                   struct status *st)
+static enum status_code submit(struct prefill_loop *l, struct handoff *h, struct status *st)
 {
-    int32_t vocab = model_get_config(l->w->model)->vocab_size;
-
-    if (h->n_tokens >= l->w->context_length)
+    if (h->n_prompt >= l->w->context_length)
         return status_set(st, ST_INVALID, "%u prompt tokens, the context length is %lld",
-                          h->n_tokens, (long long)l->w->context_length);
-    if (h->n_pages > slab_units(l->w->pages))
-        return status_set(st, ST_INVALID,
-                          "%u prompt tokens need %u KV pages, prefill worker has %u: raise "
-                          "--max-total-tokens",
-                          h->n_tokens, h->n_pages, slab_units(l->w->pages));
-    for (uint32_t i = 0; i < h->n_tokens; i++)
-        if (h->tokens[i] < 0 || h->tokens[i] >= vocab)
-            return status_set(st, ST_INVALID, "token %u is %d, outside the vocabulary of %d", i,
-                              h->tokens[i], vocab);
-    return status_ok(st);
+                          h->n_prompt, (long long)l->w->context_length);
+    return engine_submit(l->engine, &h->seq, st);
 }
 
 static void on_submit(struct prefill_loop *l, struct prefill_peer *peer,
                       const Baton__V1__PrefillSubmit *m)
 {
+    const struct model_config *c = model_get_config(l->w->model);
     struct handoff *h = NULL;
     struct status st;
 
@@ -143,7 +126,7 @@ static void on_submit(struct prefill_loop *l, struct prefill_peer *peer,
     else if (l->draining)
         status_set(&st, ST_UNAVAILABLE, "prefill worker is shutting down");
     else
-        handoff_new(m, peer, &h, &st);
+        handoff_new(m, peer, c->vocab_size, c->eos_token, &h, &st);
     prefill_metrics_request(&l->metrics);
     if (h == NULL) {
         reply_stopped(peer, m->request_id, &st);
@@ -151,7 +134,7 @@ static void on_submit(struct prefill_loop *l, struct prefill_peer *peer,
         return;
     }
     append(l, h);
-    if (check_fits(l, h, &st) != ST_OK)
+    if (submit(l, h, &st) != ST_OK)
         stop(l, h, &st);
 }
 
@@ -274,84 +257,51 @@ static void handle(struct prefill_loop *l, struct msg *m)
     prefill_msg_free(m);
 }
 
-/* ---- the step ---- */
+/* ---- what the engine reports ---- */
 
-static bool take_units(struct prefill_loop *l, struct handoff *h)
+static void on_admitted(void *arg, struct sequence *s)
 {
+    struct prefill_loop *l = arg;
+    struct handoff *h = s->owner;
+
+    handoff_enter(h, HANDOFF_COMPUTING, "pages taken");
+    h->start_us = clock_now_us();
+    h->n_cached = s->n_cached;
+    engine_run(l->engine, s, s->n_cached);
+}
+
+/* Finished pages leave at once; the last ones, and the state, with the first token. */
+static void on_stepped(void *arg, struct sequence *s)
+{
+    struct prefill_loop *l = arg;
+    struct handoff *h = s->owner;
+    bool last = s->n_new > 0;
     struct status st;
 
-    if (slab_take(l->w->pages, h->n_pages, h->pages, &st) != ST_OK)
-        return false;
-    if (slab_take(l->w->slots, 1, &h->slot, &st) != ST_OK) {
-        slab_give(l->w->pages, h->pages, h->n_pages);
-        return false;
-    }
-    h->has_units = true;
-    return true;
-}
-
-/* First come first served: the oldest that computes, else the oldest that waits, if it fits now. */
-static struct handoff *pick(struct prefill_loop *l)
-{
-    for (struct handoff *h = l->handoffs; h != NULL; h = h->next)
-        if (h->state == HANDOFF_COMPUTING)
-            return h;
-    for (struct handoff *h = l->handoffs; h != NULL; h = h->next) {
-        if (h->state != HANDOFF_WAITING)
-            continue;
-        if (!take_units(l, h))
-            return NULL; /* later ones must not starve it */
-        handoff_enter(h, HANDOFF_COMPUTING, "pages taken");
-        h->start_us = clock_now_us();
-        return h;
-    }
-    return NULL;
-}
-
-static enum status_code compute_chunk(struct prefill_loop *l, struct handoff *h, struct status *st)
-{
-    uint32_t left = h->n_tokens - h->n_computed;
-    uint32_t n =
-        left < l->w->opt.chunked_prefill_size ? left : (uint32_t)l->w->opt.chunked_prefill_size;
-    bool last = n == left;
-    struct model_span span = {
-        .tokens = h->tokens + h->n_computed,
-        .n_tokens = (int)n,
-        .start = h->n_computed,
-        .slot = h->slot,
-        .pages = h->pages,
-        .logits = last ? MODEL_LOGITS_LAST : MODEL_LOGITS_NONE,
-    };
-    const float *logits;
-    uint64_t t0 = clock_now_us();
-
-    if (model_forward(l->w->model, &l->w->kv, &span, 1, &logits, st) != ST_OK)
-        return status_wrap(st, "prefill of tokens %u..%u", h->n_computed, h->n_computed + n);
-    h->n_computed += n;
-    h->compute_us += clock_now_us() - t0;
-    prefill_metrics_chunk(&l->metrics, n, clock_now_us() - t0);
-    if (last)
-        h->first_token = sampler_draw(logits, model_get_config(l->w->model)->vocab_size,
-                                      &h->sampling, h->n_tokens);
-    return ST_OK;
-}
-
-static void step(struct prefill_loop *l, struct handoff *h)
-{
-    bool last;
-    struct status st;
-
-    if (compute_chunk(l, h, &st) != ST_OK) {
-        stop(l, h, &st);
-        return;
-    }
-    last = h->n_computed == h->n_tokens;
-    if (last)
+    if (last) {
+        engine_hold(l->engine, s);
+        h->first_token = s->tokens[h->n_prompt];
+        h->compute_us = clock_now_us() - h->start_us;
         handoff_enter(h, HANDOFF_FLUSHING, "prompt computed");
-    if (kv_sender_post(h, l->w->geometry, last ? h->n_pages : h->n_computed / KV_PAGE_TOKENS, last,
+    }
+    if (kv_sender_post(h, l->w->geometry, last ? h->n_pages : s->n_computed / KV_PAGE_TOKENS, last,
                        l->w->engine, &st) != ST_OK)
         stop(l, h, &st);
 }
+
+static void on_retracted(void *arg, struct sequence *s)
+{
+    (void)arg;
+    (void)s; /* prompts have all their pages from the start: it does not happen */
+    assert(false);
+}
+
+static void on_step_failed(void *arg, struct sequence *s, const struct status *error)
+{
+    stop(arg, s->owner, error);
+}
+
+/* ---- the loop ---- */
 
 static bool finished(const struct prefill_loop *l)
 {
@@ -360,22 +310,23 @@ static bool finished(const struct prefill_loop *l)
 
 void prefill_loop_run(struct prefill_loop *l)
 {
+    struct engine_stats stats;
     bool idle = false;
 
     while (!finished(l)) {
-        struct handoff *h;
         struct msg *m;
 
         if (idle)
             mailbox_wait(l->w->engine, l->draining ? 50 : -1);
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
-        h = pick(l);
-        if (h != NULL)
-            step(l, h);
-        idle = h == NULL;
+        engine_admit(l->engine);
+        idle = !engine_step(l->engine);
         drop_gone(l);
-        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots);
+        engine_get_stats(l->engine, &stats);
+        if (!idle)
+            prefill_metrics_step(&l->metrics, &stats);
+        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
     }
 }
 
@@ -384,13 +335,16 @@ void prefill_loop_run(struct prefill_loop *l)
 enum status_code prefill_loop_new(struct worker *w, struct prefill_loop **out, struct status *st)
 {
     struct prefill_loop *l = calloc(1, sizeof(*l));
+    struct engine_events steps = {on_admitted, on_stepped, on_retracted, on_step_failed, l};
 
     if (l == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the prefill loop");
     l->w = w;
-    if (peer_list_new(w, peer_lost, l, &l->peers, st) != ST_OK ||
+    if (worker_engine_new(w, &steps, &l->engine, st) != ST_OK ||
+        peer_list_new(w, peer_lost, l, &l->peers, st) != ST_OK ||
         prefill_metrics_init(&l->metrics, w->metrics, st) != ST_OK) {
         peer_list_free(l->peers);
+        engine_free(l->engine);
         free(l);
         return st->code;
     }
@@ -425,5 +379,6 @@ void prefill_loop_free(struct prefill_loop *l)
         mailbox_wait(l->w->engine, 1000);
     }
     peer_list_free(l->peers);
+    engine_free(l->engine);
     free(l);
 }

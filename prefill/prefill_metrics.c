@@ -15,7 +15,7 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
     }
     m->prompt_tokens =
         metrics_counter(r, "baton_prefill_prompt_tokens_total", "Prompt tokens computed.", NULL);
-    m->chunk_seconds = metrics_histogram(r, "baton_prefill_chunk_seconds", "Time of one chunk.",
+    m->chunk_seconds = metrics_histogram(r, "baton_prefill_chunk_seconds", "Time of one step.",
                                          NULL, metrics_step_bounds, METRICS_N_STEP);
     m->kv_bytes =
         metrics_counter(r, "baton_kv_sent_bytes_total", "KV bytes written to peers.", NULL);
@@ -23,6 +23,7 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
                                        NULL, metrics_step_bounds, METRICS_N_STEP);
     m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
     m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
+    engine_metrics_init(&m->engine, r);
     return status_ok(st);
 }
 
@@ -36,10 +37,12 @@ void prefill_metrics_end(struct prefill_metrics *m, enum status_code how)
     metric_add(m->ended[how], 1);
 }
 
-void prefill_metrics_chunk(struct prefill_metrics *m, uint32_t n_tokens, uint64_t elapsed_us)
+void prefill_metrics_step(struct prefill_metrics *m, const struct engine_stats *s)
 {
-    metric_add(m->prompt_tokens, n_tokens);
-    metric_observe(m->chunk_seconds, (double)elapsed_us * 1e-6);
+    uint64_t us = s->schedule_us + s->forward_us + s->sample_us + s->draft_us;
+
+    metric_add(m->prompt_tokens, s->batch_tokens);
+    metric_observe(m->chunk_seconds, (double)us * 1e-6);
 }
 
 void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t elapsed_us)
@@ -49,8 +52,9 @@ void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t ela
 }
 
 void prefill_metrics_gauges(struct prefill_metrics *m, const struct slab *pages,
-                            const struct slab *slots)
+                            const struct slab *slots, const struct engine_stats *s)
 {
+    engine_metrics_set(&m->engine, s);
     metric_set(m->pages_free, slab_n_free(pages));
     metric_set(m->slots_free, slab_n_free(slots));
 }

@@ -7,6 +7,7 @@
 #define BATON_PREFILL_PREFILL_METRICS_H
 
 #include "common/base/metrics.h"
+#include "common/engine/engine_metrics.h"
 #include "common/kv/slab.h"
 
 struct prefill_metrics {
@@ -14,15 +15,16 @@ struct prefill_metrics {
     struct metric *prompt_tokens, *chunk_seconds;
     struct metric *kv_bytes, *put_seconds;
     struct metric *pages_free, *slots_free;
+    struct engine_metrics engine;
 };
 
 enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics *registry,
                                       struct status *st);
 void prefill_metrics_request(struct prefill_metrics *m);
 void prefill_metrics_end(struct prefill_metrics *m, enum status_code how);
-void prefill_metrics_chunk(struct prefill_metrics *m, uint32_t n_tokens, uint64_t elapsed_us);
+void prefill_metrics_step(struct prefill_metrics *m, const struct engine_stats *s);
 void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t elapsed_us);
 void prefill_metrics_gauges(struct prefill_metrics *m, const struct slab *pages,
-                            const struct slab *slots);
+                            const struct slab *slots, const struct engine_stats *s);
 
 #endif

@@ -66,6 +66,8 @@ enum status_code reply_done(const struct handoff *h, const struct worker *w, str
     stats.prefill_us = h->compute_us;
     stats.transfer_us = h->transfer_us;
     stats.retries = h->n_resends;
+    stats.has_cached_tokens = true;
+    stats.cached_tokens = h->n_cached;
     done.request_id = h->id;
     done.first_token = h->first_token;
     done.n_checksums = h->n_pages - h->n_present + 1;

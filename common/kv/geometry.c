@@ -254,3 +254,14 @@ size_t kv_slot_runs(const struct kv_geometry *g, uint64_t length, struct kv_run 
     }
     return list.n;
 }
+
+uint64_t kv_snapshot_bytes(const struct kv_geometry *g)
+{
+    struct kv_run runs[6 * KV_LAYERS_MAX];
+    size_t n = kv_slot_runs(g, KV_PAGE_TOKENS, runs, sizeof(runs) / sizeof(runs[0]));
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += runs[i].bytes;
+    return (bytes + 63) & ~(uint64_t)63;
+}

@@ -33,8 +33,7 @@
 
 enum {
     KV_PAGE_TOKENS = 256, /* tokens of a logical page; a multiple of every ratio */
-    KV_DRAFT_SLACK =
-        16, /* ring rows beyond what the model reads: longest draft plus one, rounded up */
+    KV_DRAFT_SLACK = 8, /* ring rows beyond what the model reads: one more than the longest draft */
     KV_LAYERS_MAX = 128
 };
 
@@ -112,5 +111,9 @@ size_t kv_page_runs(const struct kv_geometry *g, uint32_t n_tokens, struct kv_ru
  * @param runs  out, [cap]; cap >= 6 * KV_LAYERS_MAX suffices
  */
 size_t kv_slot_runs(const struct kv_geometry *g, uint64_t length, struct kv_run *runs, size_t cap);
+
+/** Bytes of what kv_slot_runs() names at any page boundary, rounded up to 64: a state to go on from
+ * there. */
+uint64_t kv_snapshot_bytes(const struct kv_geometry *g);
 
 #endif

@@ -111,6 +111,12 @@ void slab_release(struct slab *s, const uint32_t *ids, uint32_t n)
     }
 }
 
+uint32_t slab_refs(const struct slab *s, uint32_t id)
+{
+    assert(id < s->n_units);
+    return s->units[id].refs;
+}
+
 uint32_t slab_units(const struct slab *s)
 {
     return s->n_units;

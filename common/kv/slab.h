@@ -38,6 +38,9 @@ void slab_quarantine(struct slab *s, const uint32_t *ids, uint32_t n);
 /** Ends the quarantine: nobody can write the units any more. */
 void slab_release(struct slab *s, const uint32_t *ids, uint32_t n);
 
+/** References of a unit. */
+uint32_t slab_refs(const struct slab *s, uint32_t id);
+
 uint32_t slab_units(const struct slab *s);
 uint32_t slab_n_free(const struct slab *s);
 uint32_t slab_n_quarantined(const struct slab *s); /* held back, without an owner */

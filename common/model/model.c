@@ -115,6 +115,8 @@ static size_t staging_len(const struct model *m)
     size_t rows = (size_t)m->kernels.dims.max_rows, table = (size_t)m->ws.table_stride;
     size_t most = rows > table ? rows : table;
 
+    if (most < (size_t)m->max_logit_rows)
+        most = (size_t)m->max_logit_rows;
     return most + (size_t)m->max_seqs + 1;
 }
 
@@ -391,23 +393,92 @@ enum status_code model_forward(struct model *m, const struct kv_memory *kv,
     return finish(m, logits, st);
 }
 
-enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const int32_t *next_tokens,
-                           const float **logits, struct status *st)
+static enum status_code check_next(const struct model *m, const int32_t *tokens, int n,
+                                   struct status *st)
+{
+    if (m->weights->n_mtp == 0)
+        return status_set(st, ST_INVALID, "the checkpoint has no MTP block");
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= m->config.vocab_size)
+            return status_set(st, ST_INVALID, "token %d is outside the vocabulary of %d", tokens[i],
+                              m->config.vocab_size);
+    return status_ok(st);
+}
+
+/* The block over the rows of m->last, whose streams are in place; logits of the rows in staging. */
+static enum status_code run_mtp(struct model *m, const struct kv_memory *kv, int n_logits,
+                                const float **logits, struct status *st)
 {
     struct forward f = forward_of(m, kv);
 
-    if (m->weights->n_mtp == 0)
-        return status_set(st, ST_INVALID, "the checkpoint has no MTP block");
-    for (int i = 0; i < m->last.n_rows; i++)
-        if (next_tokens[i] < 0 || next_tokens[i] >= m->config.vocab_size)
-            return status_set(st, ST_INVALID, "token %d is outside the vocabulary of %d",
-                              next_tokens[i], m->config.vocab_size);
+    write_ints(m, m->ws.logit_rows, n_logits);
+    m->n_logits = n_logits;
+    forward_mtp(&f, 0);
+    if (n_logits > 0)
+        forward_head(&f, &m->weights->mtp[0].head, m->ws.mtp_streams, n_logits);
+    return finish(m, logits, st);
+}
+
+enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const int32_t *next_tokens,
+                           const int32_t *rows, int n, const float **logits, struct status *st)
+{
+    if (check_next(m, next_tokens, m->last.n_rows, st) != ST_OK)
+        return st->code;
+    if (n < 0 || n > m->max_logit_rows)
+        return status_set(st, ST_INVALID, "%d rows of MTP logits, at most %d", n,
+                          m->max_logit_rows);
+    for (int i = 0; i < n; i++)
+        if (rows[i] < 0 || rows[i] >= m->last.n_rows)
+            return status_set(st, ST_INVALID, "row %d of a batch of %d", rows[i], m->last.n_rows);
     m->kernels.ops->dev_write(&m->kernels, m->ws.next_tokens, next_tokens,
                               (size_t)m->last.n_rows * sizeof(*next_tokens));
-    forward_mtp(&f, 0);
-    if (m->n_logits > 0)
-        forward_head(&f, &m->weights->mtp[0].head, m->ws.mtp_streams, m->n_logits);
-    return finish(m, logits, st);
+    if (n > 0)
+        memcpy(m->staging, rows, (size_t)n * sizeof(*rows));
+    return run_mtp(m, kv, n, logits, st);
+}
+
+enum status_code model_mtp_next(struct model *m, const struct kv_memory *kv,
+                                const struct model_span *spans, const int32_t *from, int n,
+                                const float **logits, struct status *st)
+{
+    struct kernels *k = &m->kernels;
+    size_t bytes = (size_t)m->config.hc_mult * (size_t)m->config.hidden_size * sizeof(uint16_t);
+    int last_rows = m->last.n_rows;
+
+    if (check_next(m, NULL, 0, st) != ST_OK || check_batch(m, spans, n, st) != ST_OK)
+        return st->code;
+    for (int i = 0; i < n; i++)
+        if (from[i] < 0 || from[i] >= last_rows || spans[i].n_tokens != 1)
+            return status_set(st, ST_INVALID, "a draft from row %d of %d with %d tokens", from[i],
+                              last_rows, spans[i].n_tokens);
+    for (int i = 0; i < n; i++)
+        k->ops->dev_copy(k, dev_at(m->ws.streams, (size_t)i * bytes),
+                         dev_at(m->ws.mtp_streams, (size_t)from[i] * bytes), bytes);
+    m->last = upload(m, spans, n);
+    upload_rows(m, spans, n, 2, m->ws.next_tokens);
+    for (int i = 0; i < n; i++)
+        m->staging[i] = i;
+    return run_mtp(m, kv, n, logits, st);
+}
+
+bool model_has_mtp(const struct model *m)
+{
+    return m->weights->n_mtp > 0;
+}
+
+struct dev_ptr model_memory_alloc(struct model *m, size_t bytes)
+{
+    return m->kernels.ops->dev_alloc(&m->kernels, bytes);
+}
+
+void model_memory_free(struct model *m, struct dev_ptr p)
+{
+    m->kernels.ops->dev_free(&m->kernels, p);
+}
+
+void model_memory_copy(struct model *m, struct dev_ptr dst, struct dev_ptr src, size_t bytes)
+{
+    m->kernels.ops->dev_copy(&m->kernels, dst, src, bytes);
 }
 
 /* ---- for tests ---- */

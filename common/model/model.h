@@ -91,13 +91,36 @@ enum status_code model_forward(struct model *m, const struct kv_memory *kv,
                                struct status *st);
 
 /**
- * Runs MTP block 0 over the rows of the LAST model_forward() (same spans): row i joins the streams
- * of position p with next_tokens[i], the token at p + 1, and predicts token p + 2. Advances the MTP
- * layer's window in the same slots.
+ * Runs MTP block 0 over the rows of the LAST model_forward(): row i joins the streams of position p
+ * with next_tokens[i], the token at p + 1, and predicts token p + 2. Advances the MTP layer's
+ * window in the same slots.
  * @param next_tokens  [rows of that batch]
- * @param logits       as in model_forward(), for the rows that its spans asked for
+ * @param rows         indices of the rows whose logits are wanted, [n]; n may be 0
+ * @param logits       out, f32 [n][vocab], as in model_forward()
  */
 enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const int32_t *next_tokens,
-                           const float **logits, struct status *st);
+                           const int32_t *rows, int n, const float **logits, struct status *st);
+
+/**
+ * One draft further: goes on from rows of the last model_mtp() or model_mtp_next(). Row i takes the
+ * MTP streams of row from[i] as those of position spans[i].start, joins them with
+ * spans[i].tokens[0] (the draft at start + 1) and predicts token start + 2. The window rows it
+ * writes are a guess: the next model_mtp() over real streams replaces them.
+ * @param spans   [n], one token each, one sequence each
+ * @param logits  out, f32 [n][vocab]
+ */
+enum status_code model_mtp_next(struct model *m, const struct kv_memory *kv,
+                                const struct model_span *spans, const int32_t *from, int n,
+                                const float **logits, struct status *st);
+
+/** Whether the checkpoint has an MTP block. */
+bool model_has_mtp(const struct model *m);
+
+/** Zeroed device memory of the model's backend, or null; freed with model_memory_free(). */
+struct dev_ptr model_memory_alloc(struct model *m, size_t bytes);
+void model_memory_free(struct model *m, struct dev_ptr p);
+
+/** Copies device memory in the order of the forwards; ranges do not overlap. */
+void model_memory_copy(struct model *m, struct dev_ptr dst, struct dev_ptr src, size_t bytes);
 
 #endif

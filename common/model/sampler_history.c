@@ -126,13 +126,28 @@ void sampler_history_push(struct sampler_history *h, int32_t token)
     h->output[h->n_output++] = token;
 }
 
+/* Forgets the newest entry. Nothing was put into the table after it, so no search passes its place.
+ */
+static void drop_newest(struct sampler_history *h)
+{
+    uint32_t i = (uint32_t)h->seen[h->n_seen - 1].id * 0x9E3779B9u >> 7 & h->slot_mask;
+
+    while (h->slots[i] != h->n_seen)
+        i = (i + 1) & h->slot_mask;
+    h->slots[i] = 0;
+    h->n_seen--;
+}
+
 void sampler_history_truncate(struct sampler_history *h, uint32_t n_output)
 {
     while (h != NULL && h->n_output > n_output) {
         int32_t token = h->output[--h->n_output];
+        struct sampler_seen *seen = in_vocab(h, token) ? find(h, token) : NULL;
 
-        if (in_vocab(h, token))
-            find(h, token)->n_output--;
+        if (seen == NULL || --seen->n_output > 0 || seen->in_prompt)
+            continue;
+        assert(seen == &h->seen[h->n_seen - 1]); /* last in, first out */
+        drop_newest(h);
     }
 }
 

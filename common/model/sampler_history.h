@@ -18,7 +18,7 @@
 /* What is known of one token. */
 struct sampler_seen {
     int32_t id;
-    uint32_t n_output; /* how often in the output; 0: in the prompt alone, or dropped again */
+    uint32_t n_output; /* how often in the output; 0: in the prompt alone */
     bool in_prompt;    /* kept only with a repetition penalty */
 };
 

@@ -17,6 +17,9 @@
 /* State slots beyond the running requests: those whose old slot a lost peer may still write. */
 enum { SPARE_SLOTS = 8 };
 
+/* States at page boundaries get one part in that many of the page pool's bytes, beside it. */
+enum { SNAPSHOT_SHARE = 4, SNAPSHOTS_LEAST = 4 };
+
 /* ---- flags ---- */
 
 void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
@@ -32,6 +35,12 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         .max_total_tokens = 65536,
         .max_running_requests = 64,
         .chunked_prefill_size = 2048,
+        .schedule_policy = "fcfs",
+        .prefix_snapshots = -1,
+        .speculative_algorithm = "none",
+        .speculative_num_steps = 3,
+        .speculative_eagle_topk = 1,
+        .speculative_max_batch = 32,
         .drain_timeout_s = 30,
     };
     const struct flag table[WORKER_FLAGS] = {
@@ -53,6 +62,26 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "requests at once"},
         {"chunked-prefill-size", FLAG_INT, &o->chunked_prefill_size, 1, 65536, .arg = "TOKENS",
          .help = "prompt tokens of one prefill step"},
+        {"schedule-policy", FLAG_CHOICE, &o->schedule_policy, .choices = "fcfs|priority|lpm",
+         .help = "who is admitted first: order of arrival, priority, longest cached prefix"},
+        {"disable-radix-cache", FLAG_BOOL, &o->disable_radix_cache,
+         .help = "keep no prefixes: every prompt is computed whole"},
+        {"prefix-snapshots", FLAG_INT, &o->prefix_snapshots, -1, 1 << 20, .arg = "N",
+         .help = "states kept at page boundaries, where cached prefixes can be taken up; -1: a "
+                 "share of the KV memory"},
+        {"local-prefill-max-tokens", FLAG_INT, &o->local_prefill_max_tokens, 0, 65536,
+         .arg = "TOKENS",
+         .help = "decode: compute uncached prompt tails up to this long here, without a handoff"},
+        {"speculative-algorithm", FLAG_CHOICE, &o->speculative_algorithm, .choices = "none|EAGLE",
+         .help = "EAGLE: draft with the model's MTP block; the tokens stay the same"},
+        {"speculative-num-steps", FLAG_INT, &o->speculative_num_steps, 1, SEQ_DRAFTS_MAX,
+         .arg = "N", .help = "drafts of one step, at most"},
+        {"speculative-num-draft-tokens", FLAG_INT, &o->speculative_num_draft_tokens, 0,
+         SEQ_DRAFTS_MAX + 1, .arg = "N", .help = "rows verified at once: steps + 1; 0: that"},
+        {"speculative-eagle-topk", FLAG_INT, &o->speculative_eagle_topk, 1, 1, .arg = "1",
+         .help = "drafts are a chain"},
+        {"speculative-max-batch-size", FLAG_INT, &o->speculative_max_batch, 1, 4096, .arg = "N",
+         .help = "no drafts while more requests run"},
         {"kv-transport", FLAG_CHOICE, &o->kv_transport, .choices = "auto|rdma|nvlink|shm|tcp",
          .help = "how KV pages travel between workers"},
         {"kv-require", FLAG_CHOICE, &o->kv_require, .choices = "none|rdma|nvlink|shm|tcp",
@@ -119,22 +148,67 @@ static enum status_code settle_context(struct worker *w, int64_t pool_tokens, in
     return status_ok(st);
 }
 
+/* What the flags mean for the engine. Both roles need the MTP window kept when drafts are made. */
+static enum status_code settle_engine(struct worker *w, struct status *st)
+{
+    const struct worker_options *o = &w->opt;
+    bool prefill = strcmp(w->role, "prefill") == 0, local = o->local_prefill_max_tokens > 0;
+    bool mtp = strcmp(o->speculative_algorithm, "none") != 0;
+    int64_t tail = local ? o->local_prefill_max_tokens : 1;
+
+    if (o->speculative_num_draft_tokens > 0 &&
+        o->speculative_num_draft_tokens != o->speculative_num_steps + 1)
+        return status_set(st, ST_INVALID,
+                          "--speculative-num-draft-tokens %" PRId64 " with %" PRId64
+                          " steps: a chain has steps + 1",
+                          o->speculative_num_draft_tokens, o->speculative_num_steps);
+    w->engine_options = (struct engine_options){
+        .max_running = (int)o->max_running_requests,
+        .chunk_tokens =
+            (int)(prefill || tail > o->chunked_prefill_size ? o->chunked_prefill_size : tail),
+        .context_length = w->context_length,
+        .policy = o->schedule_policy[0] == 'f'   ? SCHEDULE_FCFS
+                  : o->schedule_policy[0] == 'p' ? SCHEDULE_PRIORITY
+                                                 : SCHEDULE_LPM,
+        .prefix_cache = !o->disable_radix_cache,
+        .snapshot_prompts = prefill || local,
+        .snapshot_turns = local,
+        .draft_tokens = mtp && !prefill ? (int)o->speculative_num_steps : 0,
+        .draft_max_batch = (int)o->speculative_max_batch,
+        .keep_mtp = mtp,
+        .local_tokens = prefill ? UINT32_MAX : (uint32_t)o->local_prefill_max_tokens,
+        .grow = !prefill,
+    };
+    return status_ok(st);
+}
+
 static enum status_code open_model(struct worker *w, struct status *st)
 {
-    bool prefill = strcmp(w->role, "prefill") == 0;
-    int64_t batch = prefill ? w->opt.chunked_prefill_size : w->opt.max_running_requests;
     struct model_options m = {
         .path = w->opt.model_path,
         .device = w->opt.device,
         .cpu_isa = w->opt.cpu_isa,
         .n_threads = (int)w->opt.threads,
-        .max_batch_tokens = (int)batch,
-        .max_batch_seqs = prefill ? 1 : (int)batch,
         .max_context = (int)w->context_length,
-        .max_logit_rows = prefill ? 1 : (int)batch,
     };
 
+    engine_batch_bounds(&w->engine_options, &m.max_batch_tokens, &m.max_batch_seqs,
+                        &m.max_logit_rows);
     return model_open(&m, &w->model, st);
+}
+
+/* Where none are asked for, states at page boundaries get a share of the page pool's bytes. */
+static void settle_snapshots(struct worker *w)
+{
+    struct engine_options *e = &w->engine_options;
+    uint64_t pages = w->kv.n_pages * w->geometry->page_bytes;
+
+    if (!e->prefix_cache || !(e->snapshot_prompts || e->snapshot_turns))
+        return;
+    e->n_snapshots = (uint32_t)w->opt.prefix_snapshots;
+    if (w->opt.prefix_snapshots < 0)
+        e->n_snapshots =
+            (uint32_t)(pages / SNAPSHOT_SHARE / kv_snapshot_bytes(w->geometry)) + SNAPSHOTS_LEAST;
 }
 
 /* KV memory that every transport can reach; the CPU backend takes any host memory. */
@@ -162,7 +236,17 @@ static enum status_code open_kv(struct worker *w, struct status *st)
     if (slab_new("KV page", n_pages, &w->pages, st) != ST_OK ||
         slab_new("state slot", n_slots, &w->slots, st) != ST_OK)
         return st->code;
+    settle_snapshots(w);
     return status_ok(st);
+}
+
+enum status_code worker_engine_new(struct worker *w, const struct engine_events *events,
+                                   struct engine **out, struct status *st)
+{
+    if (engine_new(&w->engine_options, w->model, &w->kv, w->pages, w->slots, events, out, st) !=
+        ST_OK)
+        return status_wrap(st, "engine");
+    return ST_OK;
 }
 
 static void log_plan(const struct worker *w)
@@ -201,7 +285,8 @@ enum status_code worker_open(struct worker *w, struct status *st)
         return status_set(st, ST_INTERNAL, "the system gives no random numbers");
     w->incarnation |= 1; /* never 0: absent */
     if (model_config_read(w->opt.model_path, &config, st) != ST_OK ||
-        settle_context(w, pool_tokens, config.max_position, st) != ST_OK)
+        settle_context(w, pool_tokens, config.max_position, st) != ST_OK ||
+        settle_engine(w, st) != ST_OK)
         return st->code;
     if (mailbox_new(&w->engine, st) != ST_OK || open_transfer(w, st) != ST_OK ||
         open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)

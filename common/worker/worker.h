@@ -18,6 +18,7 @@
 #include "common/base/flags.h"
 #include "common/base/mailbox.h"
 #include "common/base/metrics.h"
+#include "common/engine/engine.h"
 #include "common/kv/slab.h"
 #include "common/model/model.h"
 #include "common/rpc/rpc.h"
@@ -37,6 +38,14 @@ struct worker_options {
     int64_t max_total_tokens; /* size of the page pool */
     int64_t max_running_requests;
     int64_t chunked_prefill_size; /* tokens of one prefill step */
+    int64_t
+        local_prefill_max_tokens; /* decode: uncached tails up to that many it computes itself */
+    const char *schedule_policy;
+    bool disable_radix_cache;
+    int64_t prefix_snapshots; /* states kept at page boundaries; -1: a share of the KV memory */
+    const char *speculative_algorithm;
+    int64_t speculative_num_steps, speculative_num_draft_tokens, speculative_eagle_topk;
+    int64_t speculative_max_batch;
     int64_t drain_timeout_s;
     int64_t inject_kv_flips; /* tests: flip a bit in that many transfers */
 };
@@ -50,6 +59,7 @@ struct worker {
     const struct kv_geometry *geometry;
     struct kv_memory kv;
     struct slab *pages, *slots;
+    struct engine_options engine_options; /* what the flags mean for the engine */
     struct transfer *transfer;
     struct rpc *rpc;
     struct rpc_server *server;
@@ -64,7 +74,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 18 };
+enum { WORKER_FLAGS = 28 };
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**
@@ -73,6 +83,11 @@ void worker_flags(struct worker_options *opt, struct flag *rows, int default_por
  * @return ST_OK; else what is wrong and what to change
  */
 enum status_code worker_open(struct worker *w, struct status *st);
+
+/** The engine over the worker's model and KV, for its loop; freed with engine_free() before
+ * worker_close(). */
+enum status_code worker_engine_new(struct worker *w, const struct engine_events *events,
+                                   struct engine **out, struct status *st);
 
 /**
  * Opens the ports, serves `methods` (and Admin, health), runs the event loop until a signal asks

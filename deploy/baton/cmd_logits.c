@@ -33,8 +33,9 @@ struct run {
     int32_t *tokens; /* [n_prompt + greedy] */
     int n_prompt, n_total, vocab;
     uint32_t *pages;
-    int32_t first; /* the token after the prompt */
-    int fd;        /* the output file, or -1 */
+    int32_t *all_rows; /* [tokens of a chunk] */
+    int32_t first;     /* the token after the prompt */
+    int fd;            /* the output file, or -1 */
     struct tensor_out tensors[4];
     size_t n_tensors;
     struct tensor_out *logits, *greedy, *greedy_logits, *mtp;
@@ -177,7 +178,10 @@ static enum status_code run_chunk(struct run *r, int start, int n, struct status
     if (r->mtp == NULL)
         return status_ok(st);
     r->tokens[r->n_prompt] = r->first; /* what follows the prompt */
-    if (model_mtp(r->model, &r->kv, r->tokens + start + 1, &logits, st) != ST_OK)
+    for (int i = 0; i < n; i++)
+        r->all_rows[i] = i;
+    if (model_mtp(r->model, &r->kv, r->tokens + start + 1, r->all_rows, all ? n : 0, &logits, st) !=
+        ST_OK)
         return st->code;
     return put_rows(r, r->mtp, start, n, logits, st);
 }
@@ -264,7 +268,8 @@ static enum status_code open_run(struct run *r, struct status *st)
     r->vocab = model_get_config(r->model)->vocab_size;
     n_pages = kv_pages_for((uint64_t)m.max_context);
     r->pages = malloc(n_pages * sizeof(*r->pages));
-    if (r->pages == NULL)
+    r->all_rows = malloc((size_t)m.max_batch_tokens * sizeof(*r->all_rows));
+    if (r->pages == NULL || r->all_rows == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a block table");
     for (uint32_t i = 0; i < n_pages; i++)
         r->pages[i] = i;
@@ -316,6 +321,7 @@ int cmd_logits(int argc, char **argv)
     model_free(r.model);
     free(r.tokens);
     free(r.pages);
+    free(r.all_rows);
     if (st.code != ST_OK)
         fprintf(stderr, "baton logits: %s\n", st.msg);
     return st.code == ST_OK ? 0 : 1;

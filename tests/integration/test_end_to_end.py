@@ -73,7 +73,8 @@ def test_bad_requests_are_refused_with_the_reason(cluster):
 
 
 def pages(url):
-    return metric(url, "baton_kv_pages_free"), metric(url, "baton_kv_slots_free")
+    pages = metric(url, "baton_kv_pages_free") + metric(url, "baton_kv_pages_cached")
+    return pages, metric(url, "baton_kv_slots_free")
 
 
 def test_aborts_leave_no_page_behind(cluster):

@@ -337,7 +337,8 @@ static void the_mtp_block_gives_the_golden_streams(void **state)
     if (!is_ref())
         skip();
     run_prompt(g.n);
-    assert_int_equal(model_mtp(g.m, &g.kv, (const int32_t *)next->data, &logits, &st), ST_OK);
+    assert_int_equal(model_mtp(g.m, &g.kv, (const int32_t *)next->data, NULL, 0, &logits, &st),
+                     ST_OK);
     assert_int_equal(model_debug_streams(g.m, true, got, &st), ST_OK);
     assert_memory_equal(got, want->data, want->bytes);
     check_window(model_get_config(g.m)->n_layers, state_tensor("mtp.window", -1));

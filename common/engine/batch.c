@@ -1,0 +1,225 @@
+#include <assert.h>
+#include <stdlib.h>
+
+#include "common/base/clock.h"
+#include "common/engine/engine_internal.h"
+
+/* ---- who takes part ---- */
+
+/* Drafts that s can carry now: as far as its pages and the context go. */
+static uint32_t drafts_that_fit(struct engine *e, struct sequence *s)
+{
+    uint32_t context = (uint32_t)e->opt.context_length - s->n_tokens, n = s->n_drafts;
+
+    n = n < context ? n : context;
+    while (n > 0 && s->n_pages < kv_pages_for(s->n_tokens + n))
+        if (s->n_pages == s->cap_pages || !units_grow(e, s))
+            n--; /* a guess is not worth a retraction */
+    return n;
+}
+
+/* Room for the KV of s's last token; retracts the youngest until there is. False: s itself went. */
+static bool grow(struct engine *e, struct sequence *s)
+{
+    while (s->n_pages < kv_pages_for(s->n_tokens)) {
+        if (units_grow(e, s))
+            continue;
+        engine_retract_youngest(e);
+        if (s->state != SEQ_RUNNING)
+            return false;
+    }
+    return true;
+}
+
+static void add_part(struct engine *e, struct sequence *s, uint32_t n_tokens, uint32_t n_drafts,
+                     int *row, int *logit_row)
+{
+    bool draws = s->n_computed + n_tokens == s->n_tokens;
+    struct part *p = &e->parts[e->n_parts];
+    struct model_span *span = &e->spans[e->n_parts++];
+
+    *p = (struct part){s, n_tokens + n_drafts, n_drafts, *row, draws ? *logit_row : -1, false};
+    *span = (struct model_span){
+        .tokens = s->tokens + s->n_computed, /* drafts lie behind the last token */
+        .n_tokens = (int)p->n_rows,
+        .start = s->n_computed,
+        .slot = s->slot,
+        .pages = s->pages,
+        .logits = !draws         ? MODEL_LOGITS_NONE
+                  : n_drafts > 0 ? MODEL_LOGITS_ALL
+                                 : MODEL_LOGITS_LAST,
+    };
+    *row += (int)p->n_rows;
+    *logit_row += draws ? (int)n_drafts + 1 : 0;
+}
+
+/* Every running sequence that has its prompt takes one row and its drafts; chunks of prompts share
+ * what --chunked-prefill-size allows, the oldest first. */
+static void build(struct engine *e)
+{
+    uint32_t chunk = (uint32_t)e->opt.chunk_tokens;
+    bool drafts = draft_wanted(e);
+    int row = 0, logit_row = 0;
+    struct sequence *next;
+
+    e->n_parts = 0;
+    for (struct sequence *s = e->active.first; s != NULL; s = next) {
+        /* A retraction never hits one of the parts: it takes the youngest. */
+        next = s->next;
+        if (s->state == SEQ_RUNNING && s->n_computed + 1 == s->n_tokens && grow(e, s)) {
+            add_part(e, s, 1, drafts ? drafts_that_fit(e, s) : 0, &row, &logit_row);
+            next = s->next; /* growing may have retracted what came next */
+        }
+    }
+    for (struct sequence *s = e->active.first; s != NULL && chunk > 0; s = s->next) {
+        uint32_t left = s->n_tokens - s->n_computed, cut;
+
+        if (s->state != SEQ_RUNNING || left <= 1)
+            continue;
+        left = left < chunk ? left : chunk;
+        cut = units_next_cut(e, s);
+        if (cut - s->n_computed < left)
+            left = cut - s->n_computed;
+        add_part(e, s, left, 0, &row, &logit_row);
+        chunk -= left;
+    }
+    e->stats.batch_seqs = (uint32_t)e->n_parts;
+    e->stats.batch_tokens = (uint32_t)row;
+}
+
+/* ---- draws ---- */
+
+int32_t batch_draw(struct engine *e, struct sequence *s, const float *logits,
+                   struct sampler_logprobs *logprobs)
+{
+    /* The sampler adjusts the row in place and puts it back. */
+    return sampler_pick(e->sampler, (float *)logits, &s->sampling, s->history, s->n_tokens,
+                        sequence_n_output(s), logprobs);
+}
+
+/* Draws while the drafts prove right: each row's logits hold as long as the tokens before it do.
+ * False: there was nothing to draw from. */
+static bool draw_part(struct engine *e, const struct part *p, const float *logits)
+{
+    const float *row = logits + (size_t)p->logit_row * (size_t)e->vocab;
+    struct sequence *s = p->seq;
+    uint32_t accepted = 0;
+    bool right;
+
+    do {
+        int32_t token = batch_draw(e, s, row, s->logprobs != NULL ? &s->logprobs[s->n_new] : NULL);
+
+        if (token < 0)
+            return false;
+        if (e->probe.row != NULL)
+            e->probe.row(e->probe.arg, s, row);
+        right = accepted < p->n_drafts && s->tokens[s->n_tokens] == token;
+        accepted += right;
+        sequence_append(s, token, e->opt.context_length);
+        s->n_new++;
+        row += e->vocab;
+    } while (right && s->finish == SEQ_GOES_ON);
+    draft_settle(e, s, p->n_drafts, accepted);
+    return true;
+}
+
+static void settle_part(struct engine *e, struct part *p, const float *logits)
+{
+    struct sequence *s = p->seq;
+    uint32_t before = s->n_computed;
+
+    s->n_new = 0;
+    if (p->logit_row < 0) {
+        s->n_computed += p->n_rows;
+    } else if (draw_part(e, p, logits)) {
+        s->n_computed = s->n_tokens - 1; /* rows of rejected drafts are as if they never were */
+    } else {
+        p->failed = true;
+        s->n_new = s->n_drafts = 0;
+        s->n_computed = 0; /* what led here is not worth keeping */
+        return;
+    }
+    units_computed(e, s, before);
+}
+
+static void fail_all(struct engine *e, const struct status *error)
+{
+    for (int i = 0; i < e->n_parts; i++) {
+        e->parts[i].seq->n_computed = 0; /* whatever the device did, nothing of it is kept */
+        e->events.failed(e->events.arg, e->parts[i].seq, error);
+    }
+}
+
+static void report(struct engine *e)
+{
+    struct status nan;
+
+    status_set(&nan, ST_INTERNAL,
+               "the model gave no logit that is a number: the weights are "
+               "damaged or the device is faulty");
+    for (int i = 0; i < e->n_parts; i++) {
+        struct sequence *s = e->parts[i].seq;
+
+        if (e->parts[i].failed)
+            e->events.failed(e->events.arg, s, &nan);
+        else
+            e->events.stepped(e->events.arg, s);
+    }
+}
+
+bool engine_step(struct engine *e)
+{
+    uint64_t t0 = clock_now_us(), t1, t2, t3;
+    const float *logits;
+    struct status st;
+
+    build(e);
+    if (e->n_parts == 0)
+        return false;
+    t1 = clock_now_us();
+    if (model_forward(e->model, &e->kv, e->spans, e->n_parts, &logits, &st) != ST_OK) {
+        fail_all(e, &st);
+        return true;
+    }
+    t2 = clock_now_us();
+    for (int i = 0; i < e->n_parts; i++)
+        settle_part(e, &e->parts[i], logits);
+    t3 = clock_now_us();
+    if (draft_make(e, &st) != ST_OK) {
+        fail_all(e, &st);
+        return true;
+    }
+    e->stats.steps++;
+    e->stats.schedule_us = t1 - t0;
+    e->stats.forward_us = t2 - t1;
+    e->stats.sample_us = t3 - t2;
+    e->stats.draft_us = clock_now_us() - t3;
+    report(e);
+    return true;
+}
+
+/* ---- start and end ---- */
+
+enum status_code batch_init(struct engine *e, struct status *st)
+{
+    engine_batch_bounds(&e->opt, &e->max_rows, &e->max_seqs, &e->max_logit_rows);
+    e->parts = calloc((size_t)e->max_seqs, sizeof(*e->parts));
+    e->spans = calloc((size_t)e->max_seqs, sizeof(*e->spans));
+    e->next_tokens = calloc((size_t)e->max_rows, sizeof(*e->next_tokens));
+    e->rows = calloc((size_t)e->max_seqs, sizeof(*e->rows));
+    e->drafting = calloc((size_t)e->max_seqs, sizeof(*e->drafting));
+    if (e->parts == NULL || e->spans == NULL || e->next_tokens == NULL || e->rows == NULL ||
+        e->drafting == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for a batch of %d sequences", e->max_seqs);
+    return sampler_new(e->vocab, CPU_ISA_AVX512, &e->sampler, st);
+}
+
+void batch_deinit(struct engine *e)
+{
+    sampler_free(e->sampler);
+    free(e->parts);
+    free(e->spans);
+    free(e->next_tokens);
+    free(e->rows);
+    free(e->drafting);
+}

@@ -1,0 +1,121 @@
+/*
+ * engine_internal: what the engine's parts share. Private to common/engine.
+ *
+ *   engine.c      lists, admission, retraction        units.c   pages, slots, prefix cache, states
+ *   batch.c       a step's rows, forward, draws       draft.c   MTP: guesses and what became of
+ * them
+ */
+#ifndef BATON_COMMON_ENGINE_ENGINE_INTERNAL_H
+#define BATON_COMMON_ENGINE_ENGINE_INTERNAL_H
+
+#include "common/engine/engine.h"
+
+/* Sequences in order of arrival. */
+struct sequence_list {
+    struct sequence *first, *last;
+    uint32_t n;
+};
+
+/* One sequence's part of a step. */
+struct part {
+    struct sequence *seq;
+    uint32_t n_rows;   /* tokens computed, drafts included */
+    uint32_t n_drafts; /* of the rows, the last ones */
+    int first_row;     /* in the batch */
+    int logit_row;     /* of its first logits; -1: none */
+    bool failed;
+};
+
+/* For tests: what they see and bend. */
+struct engine_probe {
+    /* The row that s's next token is drawn from. */
+    void (*row)(void *arg, const struct sequence *s, const float *logits);
+    /* Replaces a guess, so that acceptance is what they want. */
+    int32_t (*guess)(void *arg, const struct sequence *s, uint32_t place, int32_t draft);
+    void *arg;
+};
+
+struct engine {
+    struct engine_options opt;
+    struct engine_events events;
+    struct model *model;
+    struct kv_memory kv;
+    const struct kv_geometry *geometry;
+    int32_t vocab;
+    struct sampler *sampler;
+
+    struct slab *pages, *slots;
+    struct prefix_cache *cache; /* NULL: off */
+    struct slab *snapshots;     /* NULL: none are kept */
+    struct dev_ptr snapshot_memory;
+    uint64_t snapshot_bytes;
+    struct kv_run *runs; /* scratch of state copies */
+
+    struct sequence_list waiting, active; /* HELD and RUNNING */
+    uint32_t n_running;
+    uint64_t next_order;
+
+    /* A step, sized at start. */
+    int max_rows, max_seqs, max_logit_rows;
+    struct part *parts;       /* [max_seqs] */
+    struct model_span *spans; /* [max_seqs] */
+    int32_t *next_tokens;     /* [max_rows] for MTP */
+    int32_t *rows;            /* [max_seqs] for MTP */
+    int n_parts;
+    struct sequence **drafting; /* [max_seqs] */
+    struct engine_probe probe;
+
+    struct engine_stats stats;
+};
+
+/* ---- units.c ---- */
+
+enum status_code units_init(struct engine *e, struct status *st);
+void units_deinit(struct engine *e);
+
+/* Pages (hits first) and a slot for s's tokens, its state as far as the cache has it; false: they
+ * do not fit now. `margin` pages stay free beside them. */
+bool units_take(struct engine *e, struct sequence *s, uint32_t margin);
+
+/* One more page for s; evicts cached ones for it. */
+bool units_grow(struct engine *e, struct sequence *s);
+
+/* Gives all back; full computed pages stay in the cache. */
+void units_give(struct engine *e, struct sequence *s);
+
+/* After n_computed moved from `before`: keeps pages and states that the cache should have. */
+void units_computed(struct engine *e, struct sequence *s, uint32_t before);
+
+/* KV came from elsewhere: its full pages serve others from now on. */
+void units_arrived(struct engine *e, struct sequence *s);
+
+/* The position that a chunk from n_computed must not run past, so that a state can be kept there:
+ * UINT32_MAX when there is none. */
+uint32_t units_next_cut(const struct engine *e, const struct sequence *s);
+
+/* ---- batch.c ---- */
+
+enum status_code batch_init(struct engine *e, struct status *st);
+void batch_deinit(struct engine *e);
+
+/* Draws the next token of s from a row of logits; -1: there is none. logprobs: out, or NULL. */
+int32_t batch_draw(struct engine *e, struct sequence *s, const float *logits,
+                   struct sampler_logprobs *logprobs);
+
+/* ---- draft.c ---- */
+
+/* Whether sequences draft in this step, by the size of its batch. */
+bool draft_wanted(const struct engine *e);
+
+/* After the draws of a step: advances the MTP window, makes drafts for those that go on. */
+enum status_code draft_make(struct engine *e, struct status *st);
+
+/* Counts what became of s's drafts. */
+void draft_settle(struct engine *e, struct sequence *s, uint32_t n_made, uint32_t n_accepted);
+
+/* ---- engine.c ---- */
+
+/* Retracts the youngest running sequence. */
+void engine_retract_youngest(struct engine *e);
+
+#endif

@@ -1,0 +1,267 @@
+/*
+ * The engine's promise, bit by bit: the logits that a token is drawn from do not depend on company,
+ * chunks, threads, cached prefixes, drafts or retractions. Every row of every run here is compared
+ * with that of one sequence alone.
+ *
+ * usage: test_exact LEVEL
+ */
+#include "tests/unit/common/engine/rig.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+enum { N = 64, SUBJECT = 0, MAX_NEW = 24 };
+
+static const char *checkpoint, *level;
+static struct answer answers[N];
+static int32_t *prompts;
+
+/* Request 0 is the subject: 1,100 tokens. The others have all lengths, some share its beginning. */
+static int setup(void **state)
+{
+    struct rig chance = {.random = 11};
+
+    (void)state;
+    prompts = calloc(N, 1200 * sizeof(*prompts));
+    for (int i = 0; i < N; i++) {
+        struct answer *a = &answers[i];
+        int32_t *p = prompts + (size_t)i * 1200;
+        uint32_t shared = 0;
+
+        a->prompt = p;
+        a->n_prompt = i == SUBJECT ? 1100 : 1 + rig_below(&chance, i % 8 == 0 ? 700 : 60);
+        for (uint32_t t = 0; t < a->n_prompt; t++)
+            p[t] = 2 + (int32_t)rig_below(&chance, 500);
+        if (i % 16 == 8)
+            shared = a->n_prompt < 600 ? a->n_prompt : 600;
+        memcpy(p, prompts, shared * sizeof(*p));
+        a->max_new = MAX_NEW;
+        a->sampling = (struct sampling_params){
+            .temperature = i % 2 == 0 ? 0 : 1, .top_p = 1, .seed = (uint64_t)i};
+    }
+    rig_answer(checkpoint, level, answers, N);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    free(prompts);
+    return 0;
+}
+
+static struct rig_options options(void)
+{
+    return (struct rig_options){.checkpoint = checkpoint,
+                                .isa = level,
+                                .threads = 2,
+                                .n_pages = 128,
+                                .n_slots = 72,
+                                .engine = rig_engine_options()};
+}
+
+/* Runs answers [first, first + n) together. */
+static void run_together(struct rig *r, uint32_t first, uint32_t n)
+{
+    struct run *runs = calloc(n, sizeof(*runs));
+
+    for (uint32_t i = 0; i < n; i++)
+        rig_submit(r, &runs[i], &answers[first + i]);
+    rig_drain(r);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_true(runs[i].ended);
+        rig_free(&runs[i]);
+    }
+    free(runs);
+}
+
+static void company_changes_nothing(void **state)
+{
+    static const uint32_t sizes[] = {1, 2, 3, 5, 8, 13, 31, 64};
+    struct rig_options o = options();
+    struct rig r;
+
+    (void)state;
+    o.engine.prefix_cache = false;
+    o.engine.n_snapshots = 0;
+    rig_open(&r, &o);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+        run_together(&r, SUBJECT, sizes[i]);
+    rig_close(&r);
+}
+
+static void chunks_and_threads_change_nothing(void **state)
+{
+    static const int chunks[] = {1, 7, 128, 256, 1000, 4096};
+    struct rig_options o = options();
+
+    (void)state;
+    for (int threads = 1; threads <= 2; threads++) {
+        struct rig r;
+
+        o.threads = threads;
+        rig_open(&r, &o);
+        for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
+            struct engine_options e = rig_engine_options();
+
+            e.prefix_cache = false;
+            e.n_snapshots = 0;
+            e.chunk_tokens = chunks[i];
+            rig_reopen(&r, &e);
+            run_together(&r, SUBJECT, chunks[i] == 1 ? 1 : 4);
+        }
+        rig_close(&r);
+    }
+}
+
+/* A prompt that ends just after each boundary leaves a state there; the subject goes on from it. */
+static void a_hit_at_any_page_boundary_changes_nothing(void **state)
+{
+    struct rig_options o = options();
+    struct rig r;
+
+    (void)state;
+    rig_open(&r, &o);
+    for (uint32_t pages = 1; pages <= answers[SUBJECT].n_prompt / KV_PAGE_TOKENS; pages++) {
+        struct answer part = {.prompt = answers[SUBJECT].prompt,
+                              .n_prompt = pages * KV_PAGE_TOKENS + 3,
+                              .max_new = 1,
+                              .sampling = {.top_p = 1}};
+        struct engine_stats before, after;
+        struct run run;
+
+        rig_answer(checkpoint, level, &part, 1);
+        engine_flush_cache(r.engine);
+        rig_submit(&r, &run, &part);
+        rig_drain(&r);
+        rig_free(&run);
+        engine_get_stats(r.engine, &before);
+        run_together(&r, SUBJECT, 1);
+        engine_get_stats(r.engine, &after);
+        assert_int_equal(after.hit_tokens - before.hit_tokens, pages * KV_PAGE_TOKENS);
+    }
+    rig_close(&r);
+}
+
+/* What was generated is cached too: the next turn takes it up where it ended. */
+static void the_next_turn_goes_on_from_what_was_generated(void **state)
+{
+    struct rig_options o = options();
+    int32_t turn[600];
+    struct answer first = {
+        .prompt = turn, .n_prompt = 500, .max_new = 40, .sampling = {.top_p = 1}};
+    struct answer next;
+    struct engine_stats stats;
+    struct run run;
+    struct rig r;
+
+    (void)state;
+    memcpy(turn, answers[SUBJECT].prompt, 500 * sizeof(*turn));
+    rig_answer(checkpoint, level, &first, 1);
+    next = first;
+    if (first.n_output < 20)
+        skip(); /* it met its end early: no boundary is crossed */
+    memcpy(turn + 500, first.output, first.n_output * sizeof(*turn));
+    next.n_prompt = 500 + first.n_output;
+    next.n_output = 0;
+    turn[next.n_prompt++] = 77;
+    rig_answer(checkpoint, level, &next, 1);
+    rig_open(&r, &o);
+    rig_submit(&r, &run, &first);
+    rig_drain(&r);
+    rig_free(&run);
+    rig_submit(&r, &run, &next);
+    rig_drain(&r);
+    rig_free(&run);
+    engine_get_stats(r.engine, &stats);
+    assert_int_equal(stats.hit_tokens, 512);
+    rig_close(&r);
+}
+
+static void a_retracted_request_goes_on_with_the_same_bits(void **state)
+{
+    struct rig_options o = options();
+    struct run runs[6];
+    struct rig r;
+
+    (void)state;
+    o.n_pages = 7; /* the subject takes 5; each of the others outgrows its page */
+    rig_open(&r, &o);
+    static struct answer grow[6];
+    static int32_t tokens[250];
+    if (grow[0].n_output == 0) {
+        memcpy(tokens, answers[SUBJECT].prompt, sizeof(tokens));
+        for (int i = 0; i < 6; i++)
+            grow[i] =
+                (struct answer){.prompt = tokens,
+                                .n_prompt = 240 + (uint32_t)i,
+                                .max_new = 60,
+                                .sampling = {.temperature = 1, .top_p = 1, .seed = (uint64_t)i}};
+        for (int i = 0; i < 6; i++)
+            grow[i].sampling.seed = (uint64_t)i + 100;
+        rig_answer(checkpoint, level, grow, 6);
+    }
+    for (int i = 0; i < 6; i++)
+        rig_submit(&r, &runs[i], &grow[i]);
+    rig_drain(&r);
+    assert_int_equal(r.n_ended, 6);
+    assert_true(r.n_retracted > 0);
+    for (int i = 0; i < 6; i++)
+        rig_free(&runs[i]);
+    rig_close(&r);
+}
+
+static void drafts_change_nothing(void **state)
+{
+    static const double right[] = {-1, 0, 0.5, 0.9, 1};
+    struct rig_options o = options();
+    struct rig r;
+
+    (void)state;
+    rig_open(&r, &o);
+    for (int steps = 1; steps <= SEQ_DRAFTS_MAX; steps += 2)
+        for (size_t i = 0; i < sizeof(right) / sizeof(right[0]); i++) {
+            struct engine_options e = rig_engine_options();
+            struct engine_stats stats;
+
+            e.draft_tokens = steps;
+            rig_reopen(&r, &e);
+            r.guess_right = right[i];
+            run_together(&r, SUBJECT, 12);
+            engine_get_stats(r.engine, &stats);
+            if (right[i] == 1) {
+                assert_true(stats.accepted[0] > 0);
+                assert_int_equal(stats.accepted[0], stats.drafted[0]);
+            }
+            if (right[i] == 0)
+                assert_true(stats.accepted[0] < stats.drafted[0] / 8 + 8);
+        }
+    rig_close(&r);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(company_changes_nothing),
+        cmocka_unit_test(chunks_and_threads_change_nothing),
+        cmocka_unit_test(a_hit_at_any_page_boundary_changes_nothing),
+        cmocka_unit_test(the_next_turn_goes_on_from_what_was_generated),
+        cmocka_unit_test(a_retracted_request_goes_on_with_the_same_bits),
+        cmocka_unit_test(drafts_change_nothing),
+    };
+    int result;
+
+    if (argc != 2)
+        return 2;
+    level = argv[1];
+    if (!rig_level_runs(level))
+        return 77;
+    checkpoint = rig_make_checkpoint();
+    result = cmocka_run_group_tests_name("the same bits", tests, setup, teardown);
+    rig_remove_checkpoint(checkpoint);
+    return result;
+}
