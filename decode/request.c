@@ -72,7 +72,8 @@ static enum status_code take_sequence(struct request *r, const Baton__V1__Decode
         sequence_init(&r->seq, m->token_ids, (uint32_t)m->n_token_ids, m->n_emitted,
                       bound_new(m, context_length), &r->sampling, vocab, st) != ST_OK)
         return st->code;
-    r->seq.ignore_eos = m->sampling != NULL && m->sampling->has_ignore_eos && m->sampling->ignore_eos;
+    r->seq.ignore_eos =
+        m->sampling != NULL && m->sampling->has_ignore_eos && m->sampling->ignore_eos;
     r->seq.rid = r->rid;
     r->seq.owner = r;
     r->seq.salt = m->has_cache_salt ? m->cache_salt : 0;

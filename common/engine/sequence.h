@@ -36,9 +36,9 @@ struct sequence {
 
     int32_t *tokens; /* [n_tokens] of [cap_tokens] */
     uint32_t n_tokens, cap_tokens;
-    uint32_t n_prompt;                 /* tokens that came with the request */
-    uint32_t n_emitted;                /* of those, output of an earlier worker */
-    uint32_t max_new;                  /* output tokens at most, n_emitted included */
+    uint32_t n_prompt;  /* tokens that came with the request */
+    uint32_t n_emitted; /* of those, output of an earlier worker */
+    uint32_t max_new;   /* output tokens at most, n_emitted included */
     bool ignore_eos;
     struct sampling_params sampling;   /* its arrays are borrowed and outlive the sequence */
     struct sampler_history *history;   /* NULL: no penalties */
