@@ -161,7 +161,6 @@ static const struct field shared_fields[] = {
     /* The generation. */
     {"model", FIELD_STRING, AT(model), .max = 256},
     {"n", FIELD_INT, AT(n), 1, CHAT_CHOICES_MAX},
-    {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
     {"min_tokens", FIELD_INT, AT(min_tokens), 0, INT32_MAX},
     {"temperature", FIELD_FLOAT, AT(temperature), 0, 2},
     {"top_p", FIELD_FLOAT, AT(top_p), 1e-9, 1},
@@ -192,7 +191,6 @@ static const struct field shared_fields[] = {
     NEUTRAL("prompt_logprobs", "0|false"),
     NEUTRAL("best_of", "1"),
     NEUTRAL("use_beam_search", "false"),
-    NEUTRAL("echo", "false"),
     NEUTRAL("add_special_tokens", "true|false"), /* the tokenizer adds none either way */
     NEUTRAL("skip_special_tokens", "true"),
     NEUTRAL("spaces_between_special_tokens", "true"),
@@ -243,11 +241,13 @@ static const struct field chat_fields[] = {
     ELSEWHERE("continue_final_message"),
     ELSEWHERE("task"),
     /* The generation and the answer. */
+    {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
     {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
     {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
     {"logprobs", FIELD_BOOL, AT(logprobs)},
     {"top_logprobs", FIELD_INT, AT(top_logprobs), 0, GENERATION_TOP_LOGPROBS_MAX},
     /* Not offered. */
+    NEUTRAL("echo", "false"),
     NEUTRAL("include_reasoning", "true"),
     NEUTRAL("stream_reasoning", "true"),
     NEUTRAL("add_generation_prompt", "true"),
@@ -267,6 +267,8 @@ static const struct field chat_fields[] = {
 
 static const struct field completion_fields[] = {
     ELSEWHERE("prompt"), /* completion_task_run() */
+    {"max_tokens", FIELD_INT, AT(max_tokens), 0, INT32_MAX},
+    {"echo", FIELD_BOOL, AT(echo)},
     NEUTRAL("suffix", "\"\""),
     {"logprobs", FIELD_READ, .read = read_n_logprobs},
     {NULL},
@@ -334,6 +336,9 @@ bool completion_params_read(const struct json *body, int32_t vocab, struct chat_
 
     if (!fields_read(completion_params_tables, body, &p, err) || !check(&p, vocab, err))
         return false;
+    if (p.max_tokens == 0 && !p.echo)
+        return field_fail(err, "max_tokens", "invalid_value",
+                          "max_tokens must be at least 1, or 0 with echo: true");
     if (p.max_tokens < 0)
         p.max_tokens = COMPLETION_MAX_TOKENS;
     *out = p;

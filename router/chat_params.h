@@ -20,7 +20,7 @@ struct chat_params {
     const char *model; /* as asked; NULL when absent */
     bool stream, include_usage, continuous_usage;
     int64_t n;
-    int64_t max_tokens;            /* max_tokens or max_completion_tokens; -1: as much as fits */
+    int64_t max_tokens; /* max_tokens or max_completion_tokens; -1: as much as fits; 0: with echo */
     int64_t max_completion_tokens; /* -1: absent */
     int64_t min_tokens;
     double temperature, top_p, min_p;
@@ -30,6 +30,7 @@ struct chat_params {
     double presence_penalty, frequency_penalty, repetition_penalty;
     const struct json *logit_bias; /* NULL: none; checked: an object of token ids and numbers */
     int64_t top_logprobs;
+    bool echo;     /* completions: the answer begins with the prompt, logprobs with its */
     bool logprobs; /* of the tokens drawn, and of top_logprobs others for each */
     bool ignore_eos, no_stop_trim, separate_reasoning;
     const char *rid;

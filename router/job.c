@@ -38,6 +38,7 @@ static void choice_deinit(struct job_choice *c)
     if (c->logprobs != NULL)
         token_logprobs_deinit(c->logprobs);
     free(c->logprobs);
+    prompt_ids_unref(c->echo);
 }
 
 /* Cancels what still runs. The exchange must be over. */
@@ -244,6 +245,35 @@ static void end_choice(struct job_choice *c)
         j->format->end_choice(j, c, events_of(j));
 }
 
+/* Shows the prompt, once, as the first text of the answer. */
+static enum status_code echo_prompt(struct job_choice *c, const Baton__V1__Logprobs *m,
+                                    struct status *st)
+{
+    const struct tokenizer *t = c->job->thread->router->tokenizer;
+    struct prompt_ids *prompt = c->echo;
+    struct detokenizer d = {0};
+    struct buf text = {0};
+    size_t top_at = 0;
+
+    if (c->logprobs != NULL) {
+        if (prompt->n > 1 && token_logprobs_check(m, prompt->n - 1, t, st) != ST_OK)
+            return st->code;
+        token_logprobs_add_first(c->logprobs, prompt->ids[0]);
+        for (size_t i = 1; i < prompt->n; i++)
+            token_logprobs_add(c->logprobs, prompt->ids[i], m, i - 1, &top_at);
+    }
+    status_ok(st);
+    for (size_t i = 0; i < prompt->n && st->code == ST_OK; i++)
+        detokenizer_push(&d, t, prompt->ids[i], &text, st);
+    detokenizer_finish(&d, &text);
+    if (st->code == ST_OK)
+        on_delta(c, &(struct chat_delta){CHAT_CONTENT, 0, text.data, text.len});
+    buf_deinit(&text);
+    c->echo = NULL;
+    prompt_ids_unref(prompt);
+    return st->code;
+}
+
 /* Tokens with their log probabilities go in one by one, so that an event has those of its text. */
 static enum status_code push_with_logprobs(struct job_choice *c, const int32_t *ids, size_t n,
                                            Baton__V1__FinishReason finish,
@@ -267,6 +297,12 @@ static enum status_code push_tokens(struct job_choice *c, const int32_t *ids, si
                                     Baton__V1__FinishReason finish,
                                     const struct generation_extras *extras, struct status *st)
 {
+    if (c->echo != NULL && echo_prompt(c, extras->prompt_logprobs, st) != ST_OK)
+        return st->code;
+    if (c->job->no_output) {
+        c->answer.finish = "length";
+        return status_ok(st);
+    }
     if (c->logprobs == NULL || n == 0)
         return chat_answer_push(&c->answer, ids, n, finish, st);
     return push_with_logprobs(c, ids, n, finish, extras->logprobs, st);
@@ -360,6 +396,7 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     j->stream = p->stream;
     j->include_usage = p->include_usage;
     j->wants_path = wants_path(x);
+    j->no_output = p->max_tokens == 0;
     j->n_prompt = task->n_prompt_tokens;
     j->sse.null_usage = p->include_usage;
     j->sse.each_usage = p->continuous_usage;
@@ -371,6 +408,10 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
 
         c->job = j;
         c->index = i;
+        if (p->echo) {
+            c->echo = task->prompts[i / (unsigned)p->n];
+            c->echo->refs++;
+        }
         c->logprobs = p->logprobs ? calloc(1, sizeof(*c->logprobs)) : NULL;
         if (p->logprobs && c->logprobs == NULL) {
             status_set(st, ST_EXHAUSTED, "no memory for another request");

@@ -33,6 +33,7 @@ struct job_choice {
     struct generation *generation; /* NULL: not started, or over */
     struct chat_answer answer;
     bool began;                      /* streamed: its first event is out */
+    struct prompt_ids *echo;         /* to be shown before the answer; NULL: not, or done */
     struct token_logprobs *logprobs; /* NULL: not asked for. Streamed: those that no event had */
     /* Whole answers gather here. */
     struct buf reasoning, content;
@@ -62,7 +63,8 @@ struct job {
     char request_id[JOB_REQUEST_ID_MAX + 1];
     int64_t created;
     bool stream, include_usage, wants_path;
-    bool started; /* streamed: the head of the answer is out */
+    bool no_output; /* max_tokens 0: the prompt is all that is shown */
+    bool started;   /* streamed: the head of the answer is out */
     struct chat_sse sse;
     size_t n_prompt;
     uint64_t begun_us, first_us, last_us; /* request, first tokens, latest tokens */

@@ -59,6 +59,10 @@ static bool fit_context(struct chat_params *p, const char *param, size_t n_promp
                           n_prompt, (long long)p->max_tokens,
                           (unsigned long long)(n_prompt + (uint64_t)p->max_tokens),
                           (unsigned long long)context, (unsigned long long)(context - n_prompt));
+    if (p->min_tokens > p->max_tokens)
+        return field_fail(err, "min_tokens", "invalid_value",
+                          "min_tokens is %lld, the answer has %lld tokens at most",
+                          (long long)p->min_tokens, (long long)p->max_tokens);
     return true;
 }
 
@@ -98,10 +102,11 @@ static bool fill_generation(struct text_task *task, const struct router *router,
         .frequency_penalty = (float)p->frequency_penalty,
         .repetition_penalty = (float)p->repetition_penalty,
         .logprobs = p->logprobs,
+        .prompt_logprobs = p->logprobs && p->echo,
         .n_top_logprobs = (uint32_t)p->top_logprobs,
         .top_k = p->top_k < 0 ? 0 : (int32_t)p->top_k,
         .seed = p->seed,
-        .max_new_tokens = (uint32_t)p->max_tokens,
+        .max_new_tokens = p->max_tokens > 0 ? (uint32_t)p->max_tokens : 1, /* 1: not shown */
         .min_new_tokens = (uint32_t)p->min_tokens,
         .ignore_eos = p->ignore_eos,
         .n_stop_ids = (uint32_t)p->n_stop_ids,

@@ -5,6 +5,7 @@ import re
 import openai
 import pytest
 
+from conftest import wait_until
 from mock_cluster import MockCluster, directive
 from test_router_mock import OFF, ask, post, report
 
@@ -186,6 +187,69 @@ def test_completion_logprobs_out_of_bounds_are_refused(router, value):
     assert "logprobs" in e.value.message
 
 
+# ---- the prompt --------------------------------------------------------------------------------------
+
+
+def complete(router, stream, **kw):
+    """-> text, logprobs, finish, usage; of a stream put together"""
+    made = router.client().completions.create(model="m", stream=stream, **kw, **(
+        {"stream_options": {"include_usage": True}} if stream else {}))
+    if not stream:
+        (c,) = made.choices
+        return c.text, c.logprobs, c.finish_reason, made.usage
+    text, finish, usage = "", None, None
+    lp = openai.types.completion_choice.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for chunk in made:
+        usage = chunk.usage or usage
+        for c in chunk.choices:
+            text, finish = text + c.text, c.finish_reason or finish
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset") if c.logprobs else ():
+                getattr(lp, name).extend(getattr(c.logprobs, name))
+    return text, lp, finish, usage
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_shows_the_prompt_and_its_logprobs(router, stream):
+    prompt = directive(text=TEXT) + " 😀 世"
+    text, lp, finish, usage = complete(router, stream, prompt=prompt, max_tokens=100, echo=True, logprobs=2)
+    assert (text, finish) == (prompt + TEXT, "stop")
+    n = usage.prompt_tokens
+    assert len(lp.tokens) == n + usage.completion_tokens
+    assert lp.token_logprobs == [None] + [-i / 16 for i in range(1, n)] + [-k / 8 for k in range(len(lp.tokens) - n)]
+    assert lp.top_logprobs[0] is None and all(len(t) == 2 for t in lp.top_logprobs[1:])
+    assert b"".join(map(bytes_of, lp.tokens[:-1])).decode() == text
+    for at, token in zip(lp.text_offset, lp.tokens):
+        assert token.startswith("bytes:") or (text + lp.tokens[-1])[at:].startswith(token)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_alone_scores_the_prompt(router, stream):
+    prompt = directive(text="never shown")
+    text, lp, finish, usage = complete(router, stream, prompt=prompt, max_tokens=0, echo=True, logprobs=0)
+    assert (text, finish, usage.completion_tokens) == (prompt, "length", 0)
+    assert len(lp.tokens) == len(lp.token_logprobs) == usage.prompt_tokens
+    text, lp, _, _ = complete(router, stream, prompt=prompt, max_tokens=0, echo=True)
+    assert text == prompt and (lp is None or lp.tokens == [])
+
+
+def test_echo_of_several_prompts_and_choices(router):
+    a, b = directive(text="first"), directive(text="second")
+    r = router.client().completions.create(model="m", prompt=[a, b], n=2, max_tokens=50, echo=True, logprobs=1)
+    assert [c.text for c in r.choices] == [a + "first"] * 2 + [b + "second"] * 2
+    for c in r.choices:
+        assert c.logprobs.token_logprobs[:3] == [None, -1 / 16, -2 / 16]
+
+
+def test_max_tokens_0_needs_echo(router):
+    for extra in ({}, {"echo": False}):
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            router.client().completions.create(model="m", prompt="x", max_tokens=0, **extra)
+    with pytest.raises(openai.BadRequestError, match="min_tokens"):
+        router.client().completions.create(model="m", prompt="x", extra_body={"min_tokens": 17})
+    status, body = post(router, {"model": "m", "messages": [{"role": "user", "content": "x"}], "echo": True})
+    assert status == 400 and "echo" in body["error"]["message"]
+
+
 def test_logprobs_go_on_after_a_failover(tmp_path, tokenizer_json):
     c = MockCluster(tmp_path, tokenizer_json, n_decode=2)
     try:
@@ -193,5 +257,11 @@ def test_logprobs_go_on_after_a_failover(tmp_path, tokenizer_json):
         r = ask(c, do, extra=OFF, logprobs=True, top_logprobs=2)
         assert (tmp_path / "died").exists()
         check_chat_entries(r.choices[0].logprobs.content, do["text"], 2)
+        do["die_flag"] = str(tmp_path / "died too")
+        c.start_decode(0 if not c.decodes[0].alive() else 1)
+        wait_until("both are back", c.ready)
+        text, lp, _, usage = complete(c, False, prompt=directive(**do), max_tokens=100, echo=True, logprobs=0)
+        assert (tmp_path / "died too").exists() and text == directive(**do) + do["text"]
+        assert len(lp.tokens) == usage.prompt_tokens + usage.completion_tokens
     finally:
         c.stop()

@@ -78,7 +78,7 @@ def test_raw_prompts_are_tokenized_with_the_full_vocabulary(router):
 @pytest.mark.parametrize("field,value", [
     ("prompt", ""), ("prompt", []), ("prompt", None), ("prompt", 5), ("prompt", {}), ("prompt", [1.5]),
     ("prompt", [-1]), ("prompt", [129280]), ("prompt", ["a", 5]), ("prompt", ["x"] * 65),
-    ("echo", True), ("suffix", "x"), ("logprobs", -1), ("best_of", 2), ("max_tokens", 0), ("messages", []),
+    ("echo", 1), ("suffix", "x"), ("logprobs", -1), ("best_of", 2), ("max_tokens", 0), ("messages", []),
     ("max_completion_tokens", 5), ("tools", []),
 ])
 def test_bad_completion_fields_are_refused_by_name(router, field, value):
