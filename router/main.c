@@ -44,12 +44,10 @@ static enum status_code start_threads(struct router *r, size_t n, struct router_
 
 static enum status_code run(struct router *r, const sigset_t *signals, struct status *st)
 {
-    size_t n = r->options->threads > 0 ? (size_t)r->options->threads
-                                       : (size_t)sysconf(_SC_NPROCESSORS_ONLN);
+    size_t n = (size_t)r->options->threads;
     struct router_thread *threads[ROUTER_THREADS_MAX] = {NULL};
     int sig;
 
-    n = n > ROUTER_THREADS_MAX ? ROUTER_THREADS_MAX : n;
     if (start_threads(r, n, threads, st) == ST_OK) {
         sigwait(signals, &sig);
         log_info("%s: draining, at most %lld s", strsignal(sig),

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char heading[] =
     "baton-router: OpenAI-compatible HTTP front of a disaggregated DeepSeek-V4 deployment.\n"
@@ -114,5 +115,10 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
     *o = defaults;
     if (flags_parse(flags, argc, argv, NULL, NULL, st) == ST_CANCELLED)
         flags_help(flags, heading);
+    if (o->threads == 0) {
+        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+        o->threads = cpus < 1 ? 1 : cpus < ROUTER_THREADS_MAX ? cpus : ROUTER_THREADS_MAX;
+    }
     return st->code == ST_OK ? check(o, st) : st->code;
 }

@@ -9,6 +9,7 @@
 #include "common/text/chat_profile.h"
 #include "common/text/chat_tokens.h"
 #include "router/text_pool.h"
+#include "common/text/text_budget.h"
 
 enum { TEXT_QUEUE_MAX = 1024 }; /* large requests that may wait for a text thread */
 
@@ -80,7 +81,9 @@ enum status_code router_open(struct router *r, const struct router_options *opti
     if (r->model_name == NULL || r->metrics == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory");
     router_metrics_init(r->metrics);
-    if (text_pool_start((int)options->text_threads, TEXT_QUEUE_MAX, &r->text_pool, st) != ST_OK ||
+    if (text_pool_start((int)options->text_threads, TEXT_QUEUE_MAX,
+                        text_budget_words((size_t)(options->threads + options->text_threads)),
+                        &r->text_pool, st) != ST_OK ||
         rpc_start(&r->rpc, st) != ST_OK ||
         open_clients(r->rpc, &options->prefill, &r->n_prefill, &r->prefill, st) != ST_OK ||
         open_clients(r->rpc, &options->decode, &r->n_decode, &r->decode, st) != ST_OK)

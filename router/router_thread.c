@@ -5,8 +5,9 @@
 #include "common/base/log.h"
 #include "router/intake.h"
 #include "router/routes.h"
+#include "common/text/text_budget.h"
 
-enum { MAIL_PER_TURN = 256, GAUGES_MS = 500, TOKENIZER_CACHE_BYTES = 8 << 20 };
+enum { MAIL_PER_TURN = 256, GAUGES_MS = 500 };
 
 static void begin_drain(struct router_thread *t)
 {
@@ -127,7 +128,8 @@ static enum status_code open_requests(struct router_thread *t, struct status *st
     };
     struct workers_callbacks callbacks;
 
-    if (tokenizer_cache_new(TOKENIZER_CACHE_BYTES, &t->scratch.cache, st) != ST_OK ||
+    if (tokenizer_cache_new(text_budget_words((size_t)(o->threads + o->text_threads)),
+                            &t->scratch.cache, st) != ST_OK ||
         generations_new(t->base, &generations, r->metrics, &t->generations, st) != ST_OK)
         return st->code;
     callbacks = generations_worker_callbacks(t->generations);

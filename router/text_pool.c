@@ -3,8 +3,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { SCRATCH_CACHE_BYTES = 8 << 20 };
-
 struct text_pool {
     pthread_mutex_t
         lock; /* guards all fields below; never held with another lock but a mailbox's */
@@ -12,6 +10,7 @@ struct text_pool {
     struct msg *head, *tail;
     size_t n_waiting, queue_max;
     bool stopping;
+    size_t words_bytes; /* of each thread's word cache */
     int n_threads;
     pthread_t threads[];
 };
@@ -39,7 +38,7 @@ static void *run(void *arg)
     struct text_work *w;
     struct status st;
 
-    if (tokenizer_cache_new(SCRATCH_CACHE_BYTES, &scratch.cache, &st) != ST_OK)
+    if (tokenizer_cache_new(p->words_bytes, &scratch.cache, &st) != ST_OK)
         scratch.cache = NULL; /* slower, not wrong */
     while ((w = take(p)) != NULL) {
         w->run(w, &scratch);
@@ -51,8 +50,8 @@ static void *run(void *arg)
     return NULL;
 }
 
-enum status_code text_pool_start(int n_threads, size_t queue_max, struct text_pool **out,
-                                 struct status *st)
+enum status_code text_pool_start(int n_threads, size_t queue_max, size_t words_bytes,
+                                 struct text_pool **out, struct status *st)
 {
     struct text_pool *p = calloc(1, sizeof(*p) + (size_t)n_threads * sizeof(p->threads[0]));
 
@@ -61,6 +60,7 @@ enum status_code text_pool_start(int n_threads, size_t queue_max, struct text_po
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, NULL);
     p->queue_max = queue_max;
+    p->words_bytes = words_bytes;
     for (; p->n_threads < n_threads; p->n_threads++)
         if (pthread_create(&p->threads[p->n_threads], NULL, run, p) != 0) {
             text_pool_stop(p);

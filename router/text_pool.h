@@ -23,9 +23,12 @@ struct text_work {
 
 struct text_pool;
 
-/** @param queue_max  items that may wait */
-enum status_code text_pool_start(int n_threads, size_t queue_max, struct text_pool **out,
-                                 struct status *st);
+/**
+ * @param queue_max    items that may wait
+ * @param words_bytes  of each thread's word cache
+ */
+enum status_code text_pool_start(int n_threads, size_t queue_max, size_t words_bytes,
+                                 struct text_pool **out, struct status *st);
 
 /** Hands w over until its message arrives. @return ST_OK; ST_EXHAUSTED: the queue is full */
 enum status_code text_pool_submit(struct text_pool *p, struct text_work *w, struct status *st);

@@ -2,13 +2,14 @@
 
 #include "common/base/hash.h"
 #include "common/text/tokenizer_impl.h"
+#include "common/text/text_budget.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    DEFAULT_CAP_BYTES = 16 << 20,
+    DEFAULT_CAP_BYTES = TEXT_BUDGET_PREFIXES,
     PROMPT_MIN_BYTES = 8192, /* shorter prompts are tokenized in less than 50 us */
     SPAN_MIN_IDS = 1024,     /* a beginning ends at least this far behind the one it continues */
     N_KEYS = 8,

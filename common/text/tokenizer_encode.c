@@ -4,11 +4,12 @@
 #include "common/text/pretokenize.h"
 #include "common/text/unicode.h"
 #include "common/text/word_cache.h"
+#include "common/text/text_budget.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DEFAULT_CACHE_BYTES = 3 << 20 };
+enum { DEFAULT_CACHE_BYTES = TEXT_BUDGET_WORDS_ONE };
 
 struct tokenizer_cache {
     const struct tokenizer *owner; /* whose ids these are; another tokenizer starts it anew */

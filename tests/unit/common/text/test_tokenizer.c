@@ -15,6 +15,7 @@
 
 #include "common/base/json.h"
 #include "common/text/tokenizer.h"
+#include "common/text/text_budget.h"
 #include "tests/lib/toy_tokenizer.h"
 
 static const char *real_path;
@@ -475,6 +476,27 @@ static void a_cache_serves_one_tokenizer_after_another(void **state)
     tokenizer_cache_free(c);
     tokenizer_free(toy);
     tokenizer_free(real);
+}
+
+static void tables_and_caches_stay_within_their_budget_for_any_number_of_threads(void **state)
+{
+    struct tokenizer *t;
+    struct status st;
+    size_t tables;
+
+    (void)state;
+    assert_int_equal(tokenizer_open(real_path, &t, &st), ST_OK);
+    tables = tokenizer_memory(t);
+    assert_true(tables > 1 << 20);
+    for (size_t n = 1; n <= 256; n++) {
+        struct tokenizer_cache *c;
+
+        assert_int_equal(tokenizer_cache_new(text_budget_words(n), &c, &st), ST_OK);
+        assert_true(tables + TEXT_BUDGET_PREFIXES + n * tokenizer_cache_memory(c) <=
+                    TEXT_BUDGET_BYTES);
+        tokenizer_cache_free(c);
+    }
+    tokenizer_free(t);
 }
 
 static void long_pieces_are_encoded_in_bounded_time(void **state)
