@@ -26,8 +26,8 @@ struct prefix_tokens;
 
 /**
  * @param t          borrowed; must outlive the cache
- * @param cap_bytes  the most memory for ids and the tree; 0: TEXT_BUDGET_PREFIXES, three million
- * ids
+ * @param cap_bytes  the most memory for ids and the tree; 0: TEXT_BUDGET_PREFIXES, room for two and
+ *                   a half million ids
  * @return ST_OK, ST_EXHAUSTED
  */
 enum status_code prefix_tokens_new(const struct tokenizer *t, size_t cap_bytes,

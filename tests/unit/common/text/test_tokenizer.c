@@ -488,7 +488,7 @@ static void tables_and_caches_stay_within_their_budget_for_any_number_of_threads
     assert_int_equal(tokenizer_open(real_path, &t, &st), ST_OK);
     tables = tokenizer_memory(t);
     assert_true(tables > 1 << 20);
-    for (size_t n = 1; n <= 256; n++) {
+    for (size_t n = 1; n <= 320; n++) {
         struct tokenizer_cache *c;
 
         assert_int_equal(tokenizer_cache_new(text_budget_words(n), &c, &st), ST_OK);
@@ -643,6 +643,7 @@ int main(int argc, char **argv)
         T(many_processes_may_open_at_once),
         T(the_word_cache_changes_no_ids),
         T(a_cache_serves_one_tokenizer_after_another),
+        T(tables_and_caches_stay_within_their_budget_for_any_number_of_threads),
         T(long_pieces_are_encoded_in_bounded_time),
         T(invalid_utf8_is_refused_with_its_offset),
         T(a_prompt_has_special_tokens_only_where_it_says_so),
