@@ -8,7 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 
-enum { TICK_MS = 50, TABLE_MIN = 64 };
+enum { TICK_MS = 50, TABLE_MIN = 64, BACKOFF_MIN_MS = 25, BACKOFF_MAX_MS = 500 };
 
 enum generation_state { QUEUED, RUNNING };
 
@@ -19,13 +19,16 @@ struct generation {
     uint64_t id;           /* towards the worker: epoch << 32 | place in the table; new for each
                               attempt, so that late replies to an old one are recognised */
     struct worker *worker; /* RUNNING */
+    struct workers_ticket ticket;
+    bool served; /* this attempt has given tokens */
     struct prompt_ids *prompt;
     int32_t *emitted; /* [n_emitted] of [cap_emitted] */
     uint32_t n_emitted, cap_emitted;
     int attempts;
-    uint64_t avoid;         /* decode workers that failed it, by idx */
-    uint64_t deadline_us;   /* of the request; UINT64_MAX: none */
-    uint64_t wait_until_us; /* QUEUED: give up */
+    uint32_t n_avoid, avoid[POLICY_AVOID_MAX]; /* decode workers that failed it, by idx */
+    uint64_t deadline_us;                      /* of the request; UINT64_MAX: none */
+    uint64_t wait_until_us;                    /* QUEUED: give up */
+    uint64_t next_try_us;                      /* QUEUED: not before */
     struct status last_error;
     struct generation_params params;
     struct generation_callbacks callbacks;
@@ -132,10 +135,13 @@ static void enter_queued(struct generation *gen, uint64_t wait_until_us)
     gen->owner->n_queued++;
 }
 
-static void leave_state(struct generation *gen)
+static const struct status nothing_said = {ST_OK, ""};
+
+/* why, blame: as for workers_ended() */
+static void leave_state(struct generation *gen, const struct status *why, const char *blame)
 {
     if (gen->state == RUNNING) {
-        gen->worker->n_running--;
+        workers_ended(gen->owner->workers, &gen->ticket, why, blame);
         gen->worker = NULL;
         table_take_out(gen->owner, gen);
     } else {
@@ -147,7 +153,7 @@ static void destroy(struct generation *gen)
 {
     struct generations *g = gen->owner;
 
-    leave_state(gen);
+    leave_state(gen, &nothing_said, NULL);
     if (g->cursor == gen)
         g->cursor = gen->next;
     *(gen->prev == NULL ? &g->first : &gen->prev->next) = gen->next;
@@ -229,37 +235,41 @@ static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
     s->top_logprobs = p->n_top_logprobs;
 }
 
-static enum status_code send_submit(struct generation *gen, struct worker *w, struct status *st)
+/* The prompt and what it has given so far. @return NULL without memory */
+static const int32_t *all_ids(const struct generation *gen, int32_t **joined)
+{
+    size_t n_prompt = gen->prompt->n;
+
+    *joined = NULL;
+    if (gen->n_emitted == 0)
+        return gen->prompt->ids;
+    *joined = malloc((n_prompt + gen->n_emitted) * sizeof(**joined));
+    if (*joined == NULL)
+        return NULL;
+    memcpy(*joined, gen->prompt->ids, n_prompt * sizeof(**joined));
+    memcpy(*joined + n_prompt, gen->emitted, gen->n_emitted * sizeof(**joined));
+    return *joined;
+}
+
+static enum status_code send_submit(struct generation *gen, const struct workers_request *r,
+                                    struct workers_choice *c, struct status *st)
 {
     Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
     Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
     Baton__V1__Sampling sampling;
-    char *prefill[WORKERS_MAX];
-    size_t n_prompt = gen->prompt->n;
-    int32_t *joined = NULL;
 
     submit.request_id = gen->id;
-    submit.n_token_ids = n_prompt + gen->n_emitted;
-    submit.token_ids = gen->prompt->ids;
-    if (gen->n_emitted > 0) {
-        joined = malloc(submit.n_token_ids * sizeof(*joined));
-        if (joined == NULL)
-            return status_set(st, ST_EXHAUSTED, "no memory for %zu tokens", submit.n_token_ids);
-        memcpy(joined, gen->prompt->ids, n_prompt * sizeof(*joined));
-        memcpy(joined + n_prompt, gen->emitted, gen->n_emitted * sizeof(*joined));
-        submit.token_ids = joined;
-        submit.has_n_emitted = 1;
-        submit.n_emitted = gen->n_emitted;
-    }
+    submit.n_token_ids = r->n_ids;
+    submit.token_ids = (int32_t *)r->ids;
+    submit.has_n_emitted = gen->n_emitted > 0;
+    submit.n_emitted = gen->n_emitted;
     fill_sampling(&sampling, &gen->params);
     submit.sampling = &sampling;
-    submit.n_prefill = workers_pick_prefill(gen->owner->workers, prefill);
-    submit.prefill = prefill;
+    submit.n_prefill = c->n_prefill;
+    submit.prefill = c->prefill;
     submit.rid = gen->params.rid;
     request.submit = &submit;
-    workers_send(w, &request, st);
-    free(joined);
-    return st->code;
+    return workers_send(c->decode, &request, st);
 }
 
 static void tell_cancel(struct generation *gen)
@@ -275,30 +285,55 @@ static void tell_cancel(struct generation *gen)
     workers_send(gen->worker, &request, &st); /* a session that is gone cancels by itself */
 }
 
-/* QUEUED -> RUNNING on the best worker that has not failed it. */
-static enum status_code try_start(struct generation *gen, struct status *st)
+static void avoid(struct generation *gen, uint32_t idx)
+{
+    if (gen->n_avoid < POLICY_AVOID_MAX)
+        gen->avoid[gen->n_avoid++] = idx;
+}
+
+/* QUEUED -> RUNNING where the policies say, but for workers that have failed it. */
+static enum status_code start_somewhere(struct generation *gen, struct workers_request *r,
+                                        struct status *st)
 {
     struct generations *g = gen->owner;
-    struct worker *w;
+    struct workers_choice c;
 
-    while ((w = workers_pick_decode(g->workers, gen->avoid)) != NULL) {
+    while (r->n_avoid = gen->n_avoid, workers_choose(g->workers, r, &c)) {
         if (!table_put(g, gen))
             return status_set(st, ST_EXHAUSTED, "no memory for another request");
-        if (send_submit(gen, w, st) == ST_OK) {
+        if (send_submit(gen, r, &c, st) == ST_OK) {
+            workers_began(g->workers, r, &c, &gen->ticket);
             g->n_queued--;
             gen->state = RUNNING;
-            gen->worker = w;
+            gen->worker = c.decode;
+            gen->served = false;
             gen->attempts++;
-            w->n_running++;
-            w->n_submitted++;
             return ST_OK;
         }
         table_take_out(g, gen);
-        if (st->code == ST_INVALID)
+        if (st->code == ST_INVALID || gen->n_avoid == POLICY_AVOID_MAX)
             return st->code;
-        gen->avoid |= 1ull << w->idx;
+        avoid(gen, c.decode->idx);
     }
     return status_set(st, ST_UNAVAILABLE, "no decode worker is ready");
+}
+
+static enum status_code try_start(struct generation *gen, struct status *st)
+{
+    int32_t *joined;
+    struct workers_request r = {
+        .n_ids = gen->prompt->n + gen->n_emitted,
+        .ids = all_ids(gen, &joined),
+        .key_len = strlen(gen->params.routing_key),
+        .key = gen->params.routing_key,
+        .avoid = gen->avoid,
+    };
+
+    if (r.ids == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for %zu tokens", r.n_ids);
+    start_somewhere(gen, &r, st);
+    free(joined);
+    return st->code;
 }
 
 static bool worth_another_try(enum status_code code)
@@ -307,28 +342,43 @@ static bool worth_another_try(enum status_code code)
            code == ST_INTERNAL;
 }
 
-/* Its worker failed it: elsewhere, or later, or not at all. */
-static void retry(struct generation *gen, const struct status *why, bool worker_lost)
+/* Full jitter: clients that failed together do not come back together. */
+static uint64_t backoff_us(const struct generation *gen)
+{
+    uint64_t cap_ms = BACKOFF_MIN_MS << (gen->attempts < 6 ? gen->attempts : 6);
+
+    cap_ms = cap_ms < BACKOFF_MAX_MS ? cap_ms : BACKOFF_MAX_MS;
+    return (cap_ms / 2 + (uint64_t)rand() % (cap_ms / 2 + 1)) * 1000;
+}
+
+/* Its worker failed it: elsewhere at once, or later, or not at all. blame: the prefill worker at
+ * fault, or NULL. */
+static void retry(struct generation *gen, const struct status *why, const char *blame,
+                  bool worker_lost)
 {
     struct generations *g = gen->owner;
-    unsigned idx = gen->worker->idx;
-    uint64_t wait_us = (uint64_t)g->config.worker_wait_ms * 1000;
+    uint32_t idx = gen->worker->idx;
+    uint64_t now = clock_now_us(), wait_us = (uint64_t)g->config.worker_wait_ms * 1000;
     struct status st;
 
     gen->last_error = *why;
-    gen->avoid |= 1ull << idx;
+    if (blame == NULL) /* else this decode worker is as good as any */
+        avoid(gen, idx);
     if (!worth_another_try(why->code) || gen->attempts > g->config.retries_max) {
+        if (worth_another_try(why->code))
+            workers_ended(g->workers, &gen->ticket, why, blame);
         fail(gen, why);
         return;
     }
-    leave_state(gen);
-    enter_queued(gen, clock_now_us() + wait_us);
+    leave_state(gen, why, blame);
+    enter_queued(gen, gen->wait_until_us > now ? gen->wait_until_us : now + wait_us);
     if (try_start(gen, &st) == ST_OK) {
         metric_add(gen->n_emitted > 0 ? g->metrics->resumes : g->metrics->retries, 1);
         log_info("%s: goes on at %s after %u tokens: %s", gen->params.rid, gen->worker->address,
                  gen->n_emitted, why->msg);
     } else if (worker_lost && wait_us > 0) {
-        gen->avoid = 0; /* whoever comes (back) first may have it */
+        gen->n_avoid = 0; /* whoever comes (back) first may have it */
+        gen->next_try_us = now + backoff_us(gen);
     } else {
         fail(gen, why);
     }
@@ -371,8 +421,14 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
         gen->params.prompt_logprobs = false; /* another worker need not tell them again */
     if (finish == BATON__V1__FINISH_REASON__FINISH_ABORT) {
         /* Not our doing, for then it would not be in the table: the worker is draining. */
-        retry(gen, &(struct status){ST_UNAVAILABLE, "the decode worker aborted the request"}, true);
+        retry(gen, &(struct status){ST_UNAVAILABLE, "the decode worker aborted the request"}, NULL,
+              true);
         return;
+    }
+    if (!gen->served) {
+        gen->served = true;
+        gen->wait_until_us = 0;
+        workers_served(g->workers, &gen->ticket, b->stats);
     }
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
         destroy(gen);
@@ -403,7 +459,7 @@ static void on_reply(void *arg, struct worker *w, const Baton__V1__DecodeReply *
                        ? (enum status_code)f->error->code
                        : ST_INTERNAL,
                    "%s", f->error->message);
-        retry(gen, &st, false);
+        retry(gen, &st, f->prefill, false);
     }
 }
 
@@ -419,7 +475,7 @@ static void on_lost(void *arg, struct worker *w, const struct status *why)
     for (g->cursor = g->first; (gen = g->cursor) != NULL;) {
         g->cursor = gen->next;
         if (gen->state == RUNNING && gen->worker == w)
-            retry(gen, &st, true);
+            retry(gen, &st, NULL, true);
     }
 }
 
@@ -431,7 +487,7 @@ static void serve_queue(struct generations *g, uint64_t now)
 
     for (g->cursor = g->first; (gen = g->cursor) != NULL && g->n_queued > 0;) {
         g->cursor = gen->next;
-        if (gen->state != QUEUED)
+        if (gen->state != QUEUED || (now > 0 && now < gen->next_try_us))
             continue;
         if (try_start(gen, &st) == ST_OK) {
             metric_add(gen->n_emitted > 0 ? g->metrics->resumes : g->metrics->retries, 1);
@@ -439,7 +495,8 @@ static void serve_queue(struct generations *g, uint64_t now)
                      gen->n_emitted);
             continue;
         }
-        gen->avoid = 0;
+        gen->n_avoid = 0;
+        gen->next_try_us = now + backoff_us(gen);
         if (now >= gen->wait_until_us)
             fail(gen, &gen->last_error);
     }

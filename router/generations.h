@@ -58,7 +58,8 @@ enum {
 };
 
 struct generation_params {
-    char rid[64]; /* for logs, here and there */
+    char rid[64];         /* for logs, here and there */
+    char routing_key[64]; /* keeps requests together, where a policy looks at it; "": none */
     float temperature, top_p, min_p;
     float presence_penalty, frequency_penalty, repetition_penalty;
     struct token_bias *bias; /* NULL: none */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "router/intake.h"
+#include "router/registry.h"
 
 void session_link_free(struct session_link *link)
 {
@@ -18,6 +19,11 @@ void router_msg_free(struct msg *m)
     if (m->type == RM_TEXT_DONE) {
         intake_drop(m);
         return;
+    }
+    if (m->type == RM_WORKER) {
+        struct msg_worker *w = (struct msg_worker *)m;
+
+        registry_unref(w->registry, w->entry);
     }
     if (m->type == RM_SESSION_CLOSED)
         session_link_free(((struct msg_session_closed *)m)->link);

@@ -12,21 +12,23 @@
 #ifndef BATON_ROUTER_MESSAGES_H
 #define BATON_ROUTER_MESSAGES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "common/base/mailbox.h"
 #include "common/rpc/rpc.h"
 
-enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_TEXT_DONE, RM_STOP };
+enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_TEXT_DONE, RM_STOP, RM_WORKER };
 
 struct worker;
 
-/* One session with a worker, as the rpc thread knows it. Made by the router thread, freed with the
- * session's closed message. */
+/* One session with a worker (RM_WORKER's message is in registry.h), as the rpc thread knows it.
+ * Made by the router thread, freed with the session's closed message. */
 struct session_link {
     struct mailbox *mailbox;
     struct worker *worker;       /* router thread only; NULL: given up */
     struct rpc_session *session; /* router thread only; a reference */
+    bool watch;                  /* the Admin service's Watch, beside the main session */
 };
 
 struct msg_session_data {

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "router/policy/policy.h"
+
 static const char heading[] =
     "baton-router: OpenAI-compatible HTTP front of a disaggregated DeepSeek-V4 deployment.\n"
     "\n"
@@ -30,6 +32,11 @@ static const struct router_options defaults = {
     .drain_timeout_s = 30,
     .retries = 3,
     .worker_wait_ms = 2000,
+    .stall_s = 60,
+    .policy = "kv_exact",
+    .prefill_policy = "default",
+    .decode_policy = "default",
+    .policy_index_mb = 256,
 };
 
 static enum status_code check_addresses(const char *flag, const struct flag_list *list,
@@ -107,6 +114,18 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "how often a request that its worker failed is tried on another"},
         {"worker-wait-ms", FLAG_INT, &o->worker_wait_ms, 0, 60000, .arg = "N",
          .help = "how long a request whose decode worker was lost waits for one to come back"},
+        {"stall-secs", FLAG_INT, &o->stall_s, 0, 86400, .arg = "N",
+         .help = "a worker with running requests that does no step for so long counts as lost; 0: "
+                 "never"},
+        {"policy", FLAG_CHOICE, &o->policy, .choices = POLICY_NAMES,
+         .help =
+             "which worker gets a request; kv_exact weighs what workers hold against their wait"},
+        {"prefill-policy", FLAG_CHOICE, &o->prefill_policy, .choices = "default|" POLICY_NAMES,
+         .help = "the same for prefill workers alone; default: as --policy"},
+        {"decode-policy", FLAG_CHOICE, &o->decode_policy, .choices = "default|" POLICY_NAMES,
+         .help = "the same for decode workers alone"},
+        {"policy-index-mb", FLAG_INT, &o->policy_index_mb, 1, 1 << 20, .arg = "N",
+         .help = "memory of a router thread for what it knows of one role's pages"},
         {"log-level", FLAG_CHOICE, &o->log_level, .choices = "error|warn|info|debug|trace",
          .help = "how much is logged"},
         {NULL},

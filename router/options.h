@@ -21,7 +21,9 @@ struct router_options {
     int64_t max_body_bytes, max_connections, max_running_requests;
     int64_t request_timeout_s, idle_timeout_s, drain_timeout_s;
     int64_t head_timeout_ms, body_timeout_ms, write_timeout_ms;
-    int64_t retries, worker_wait_ms;
+    int64_t retries, worker_wait_ms, stall_s;
+    const char *policy, *prefill_policy, *decode_policy;
+    int64_t policy_index_mb;
 };
 
 /**

@@ -45,25 +45,13 @@ static enum status_code open_text(struct router *r, struct status *st)
     return status_ok(st);
 }
 
-static enum status_code open_clients(struct rpc *rpc, const struct flag_list *list, size_t *n,
-                                     struct rpc_client ***out, struct status *st)
+static enum status_code add_workers(struct registry *r, enum worker_role role,
+                                    const struct flag_list *list, struct status *st)
 {
-    *out = calloc(list->n, sizeof(**out));
-    if (*out == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory for %zu workers", list->n);
-    for (size_t i = 0; i < list->n; i++) {
-        if (rpc_client_new(rpc, list->items[i], &(*out)[i], st) != ST_OK)
+    for (size_t i = 0; i < list->n; i++)
+        if (registry_add(r, role, list->items[i], st) != ST_OK)
             return st->code;
-        *n = i + 1;
-    }
     return status_ok(st);
-}
-
-static void close_clients(size_t n, struct rpc_client **clients)
-{
-    for (size_t i = 0; i < n; i++)
-        rpc_client_free(clients[i]);
-    free(clients);
 }
 
 enum status_code router_open(struct router *r, const struct router_options *options,
@@ -84,9 +72,9 @@ enum status_code router_open(struct router *r, const struct router_options *opti
     if (text_pool_start((int)options->text_threads, TEXT_QUEUE_MAX,
                         text_budget_words((size_t)(options->threads + options->text_threads)),
                         &r->text_pool, st) != ST_OK ||
-        rpc_start(&r->rpc, st) != ST_OK ||
-        open_clients(r->rpc, &options->prefill, &r->n_prefill, &r->prefill, st) != ST_OK ||
-        open_clients(r->rpc, &options->decode, &r->n_decode, &r->decode, st) != ST_OK)
+        rpc_start(&r->rpc, st) != ST_OK || registry_new(r->rpc, &r->registry, st) != ST_OK ||
+        add_workers(r->registry, WORKER_PREFILL, &options->prefill, st) != ST_OK ||
+        add_workers(r->registry, WORKER_DECODE, &options->decode, st) != ST_OK)
         return st->code;
     return ST_OK;
 }
@@ -95,14 +83,14 @@ void router_close_producers(struct router *r)
 {
     text_pool_stop(r->text_pool);
     r->text_pool = NULL;
-    close_clients(r->n_prefill, r->prefill);
-    close_clients(r->n_decode, r->decode);
+    registry_close(r->registry);
     if (r->rpc != NULL)
         rpc_stop(r->rpc);
 }
 
 void router_close(struct router *r)
 {
+    registry_free(r->registry);
     prefix_tokens_free(r->prefixes);
     tokenizer_free(r->tokenizer);
     if (r->metrics != NULL)

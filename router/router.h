@@ -15,6 +15,7 @@
 #include "common/text/prefix_tokens.h"
 #include "common/text/tokenizer.h"
 #include "router/options.h"
+#include "router/registry.h"
 #include "router/router_metrics.h"
 
 struct text_pool;
@@ -33,8 +34,7 @@ struct router {
     struct router_metrics *metrics;
     struct text_pool *text_pool; /* for large requests */
     struct rpc *rpc;
-    size_t n_prefill, n_decode;
-    struct rpc_client **prefill, **decode;
+    struct registry *registry; /* of the workers; locks itself */
 };
 
 /**

@@ -1,6 +1,7 @@
 #include "router/router_thread.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/base/log.h"
 #include "router/intake.h"
@@ -109,6 +110,12 @@ static enum status_code open_events(struct router_thread *t, struct status *st)
     return status_ok(st);
 }
 
+/* Of the role, else of both. */
+static enum policy_kind policy_of(const char *own, const char *both)
+{
+    return policy_kind_of(strcmp(own, "default") == 0 ? both : own);
+}
+
 static enum status_code open_requests(struct router_thread *t, struct status *st)
 {
     const struct router *r = t->router;
@@ -120,11 +127,12 @@ static enum status_code open_requests(struct router_thread *t, struct status *st
         .running_max = (size_t)o->max_running_requests,
     };
     struct workers_config workers = {
-        .n_prefill = r->n_prefill,
-        .n_decode = r->n_decode,
-        .prefill = r->prefill,
-        .decode = r->decode,
+        .registry = r->registry,
         .incarnation = r->incarnation,
+        .policy = {policy_of(o->prefill_policy, o->policy), policy_of(o->decode_policy, o->policy)},
+        .index_bytes_max = (size_t)o->policy_index_mb << 20,
+        .seed = r->incarnation,
+        .stall_ms = (int)o->stall_s * 1000,
     };
     struct workers_callbacks callbacks;
 
@@ -136,6 +144,9 @@ static enum status_code open_requests(struct router_thread *t, struct status *st
     if (workers_new(t->base, t->mailbox, &workers, &callbacks, &t->workers, st) != ST_OK)
         return st->code;
     generations_set_workers(t->generations, t->workers);
+    if (registry_attach(r->registry, t->mailbox, st) != ST_OK)
+        return st->code;
+    on_mail(-1, 0, t); /* know the workers before the first request comes */
     return ST_OK;
 }
 

@@ -1,33 +1,18 @@
+/*
+ * workers: who there is, and who gets a request.
+ */
 #include "router/workers.h"
 
-#include <stdio.h>
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/rpc/rpc_message.h"
-#include "grpc/health/v1/health.pb-c.h"
+#include "common/kv/block_hash.h"
+#include "router/workers_internal.h"
 
-enum {
-    PROTOCOL = 1, /* of the messages: Identity.protocol */
-    CONNECT_TIMEOUT_MS = 2000,
-    HELLO_TIMEOUT_MS = 3000,
-    BACKOFF_MIN_MS = 100,
-    BACKOFF_MAX_MS = 1000
-};
-
-struct workers {
-    struct event_base *base;
-    struct mailbox *mailbox;
-    struct workers_callbacks callbacks;
-    uint64_t incarnation;
-    size_t n[2];
-    struct worker *list[2];     /* by role */
-    size_t turn[2];             /* round robin */
-    uint64_t model_fingerprint; /* of the decode workers that are ready */
-    bool stopping;
-};
+enum { TICK_MS = 50 };
 
 const char *worker_state_name(enum worker_state state)
 {
@@ -36,282 +21,12 @@ const char *worker_state_name(enum worker_state state)
     return names[state];
 }
 
-static const char *role_name(enum worker_role role)
+const char *worker_role_name(enum worker_role role)
 {
     return role == WORKER_PREFILL ? "prefill" : "decode";
 }
 
-static void enter(struct worker *w, enum worker_state state)
-{
-    w->state = state;
-    w->since_us = clock_now_us();
-}
-
-static void arm(struct worker *w, unsigned ms)
-{
-    struct timeval tv = {ms / 1000, (suseconds_t)(ms % 1000) * 1000};
-
-    event_add(w->timer, &tv);
-}
-
-/* ---- the rpc thread's side ------------------------------------------------------------------- */
-
-static void on_message(void *arg, struct rpc_session *s, const void *data, size_t len)
-{
-    struct session_link *link = arg;
-    struct msg_session_data *m = malloc(sizeof(*m) + len);
-
-    (void)s;
-    if (m == NULL) {
-        log_error("no memory for a message of %zu bytes: a worker's session ends", len);
-        rpc_session_close(s, &(struct status){ST_EXHAUSTED, "no memory in the router"});
-        return;
-    }
-    m->base.type = RM_SESSION_DATA;
-    m->link = link;
-    m->len = len;
-    memcpy(m->data, data, len);
-    mailbox_push(link->mailbox, &m->base);
-}
-
-static void on_close(void *arg, struct rpc_session *s, const struct status *why)
-{
-    struct session_link *link = arg;
-    struct msg_session_closed *m = malloc(sizeof(*m));
-
-    (void)s;
-    if (m == NULL)
-        abort(); /* a lost close would leave a worker dead for ever */
-    m->base.type = RM_SESSION_CLOSED;
-    m->link = link;
-    m->why = *why;
-    mailbox_push(link->mailbox, &m->base);
-}
-
-/* ---- sessions -------------------------------------------------------------------------------- */
-
-static void send_hello(struct worker *w, struct status *st)
-{
-    Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__Identity me = BATON__V1__IDENTITY__INIT;
-    Grpc__Health__V1__HealthCheckRequest watch = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
-
-    if (w->role == WORKER_PREFILL) {
-        rpc_session_send_message(w->link->session, &watch.base, st);
-        return;
-    }
-    me.role = "router";
-    me.incarnation = w->workers->incarnation;
-    me.protocol = PROTOCOL;
-    request.hello = &me;
-    rpc_session_send_message(w->link->session, &request.base, st);
-}
-
-/* The session is not wanted any more; its closed message will still come and free the link. */
-static void forget_link(struct worker *w, const struct status *why)
-{
-    struct session_link *link = w->link;
-
-    w->link = NULL;
-    if (link != NULL) {
-        link->worker = NULL;
-        rpc_session_close(link->session, why);
-    }
-}
-
-static void go_down(struct worker *w, const struct status *why)
-{
-    struct workers *ws = w->workers;
-    bool was_ready = w->state == WORKER_READY;
-
-    /* Said once per outage, not once per attempt. */
-    if (was_ready)
-        log_warn("%s %s is lost: %s", role_name(w->role), w->address, why->msg);
-    else if (!w->outage_told || why->code == ST_INVALID)
-        log_info("%s %s is not there yet: %s", role_name(w->role), w->address, why->msg);
-    w->outage_told = true;
-    w->last_error = *why;
-    w->n_lost += was_ready;
-    forget_link(w, why);
-    enter(w, WORKER_DOWN);
-    if (!ws->stopping) {
-        /* Jitter keeps many routers from knocking at the same instant. */
-        arm(w, w->backoff_ms / 2 + (unsigned)rand() % (w->backoff_ms / 2 + 1));
-        w->backoff_ms = w->backoff_ms * 2 < BACKOFF_MAX_MS ? w->backoff_ms * 2 : BACKOFF_MAX_MS;
-    }
-    if (was_ready && ws->callbacks.on_lost != NULL)
-        ws->callbacks.on_lost(ws->callbacks.arg, w, why);
-}
-
-static void open_session(struct worker *w)
-{
-    static const struct rpc_session_callbacks callbacks = {on_message, on_close};
-    const char *path =
-        w->role == WORKER_DECODE ? "/baton.v1.Decode/Session" : "/grpc.health.v1.Health/Watch";
-    struct session_link *link = calloc(1, sizeof(*link));
-    struct status st;
-
-    if (link == NULL) {
-        go_down(w, &(struct status){ST_EXHAUSTED, "no memory"});
-        return;
-    }
-    link->mailbox = w->workers->mailbox;
-    link->worker = w;
-    if (rpc_client_open(w->client, path, CONNECT_TIMEOUT_MS, &callbacks, link, &link->session,
-                        &st) != ST_OK) {
-        session_link_free(link);
-        go_down(w, &st);
-        return;
-    }
-    w->link = link;
-    enter(w, WORKER_OPENING);
-    arm(w, CONNECT_TIMEOUT_MS + HELLO_TIMEOUT_MS);
-    send_hello(w, &st); /* when that fails, the session's end is on its way and says why */
-}
-
-static void on_timer(evutil_socket_t fd, short what, void *arg)
-{
-    struct worker *w = arg;
-    struct status st;
-
-    (void)fd, (void)what;
-    if (w->workers->stopping)
-        return;
-    if (w->state == WORKER_DOWN) {
-        open_session(w);
-    } else if (w->state == WORKER_OPENING) {
-        status_set(&st, ST_UNAVAILABLE, "no answer to our hello within %d ms",
-                   CONNECT_TIMEOUT_MS + HELLO_TIMEOUT_MS);
-        go_down(w, &st);
-    }
-}
-
-/* ---- what workers say ------------------------------------------------------------------------ */
-
-static void become_ready(struct worker *w)
-{
-    struct workers *ws = w->workers;
-
-    event_del(w->timer);
-    w->backoff_ms = BACKOFF_MIN_MS;
-    w->outage_told = false;
-    enter(w, WORKER_READY);
-    log_info("%s %s is ready", role_name(w->role), w->address);
-    if (ws->callbacks.on_ready != NULL)
-        ws->callbacks.on_ready(ws->callbacks.arg, w);
-}
-
-static enum status_code check_hello(struct worker *w, const Baton__V1__Identity *id,
-                                    struct status *st)
-{
-    struct workers *ws = w->workers;
-
-    if (strcmp(id->role, "decode") != 0)
-        return status_set(st, ST_INVALID, "it is a %s worker, not a decode worker: check --decode",
-                          id->role);
-    if (id->protocol != PROTOCOL)
-        return status_set(st, ST_INVALID, "it speaks protocol %u, this router %d: update the older",
-                          id->protocol, PROTOCOL);
-    if (workers_ready(ws, WORKER_DECODE) == 0)
-        ws->model_fingerprint = id->model_fingerprint;
-    if (id->model_fingerprint != ws->model_fingerprint)
-        return status_set(st, ST_INVALID,
-                          "it serves model %016llx, the other decode workers %016llx: one router "
-                          "serves one model",
-                          (unsigned long long)id->model_fingerprint,
-                          (unsigned long long)ws->model_fingerprint);
-    w->incarnation = id->incarnation;
-    w->context_length = id->context_length;
-    w->vocab_size = id->vocab_size;
-    w->model_fingerprint = id->model_fingerprint;
-    snprintf(w->backend, sizeof(w->backend), "%s", id->backend == NULL ? "" : id->backend);
-    return status_ok(st);
-}
-
-static void on_decode_data(struct worker *w, const void *data, size_t len)
-{
-    struct workers *ws = w->workers;
-    Baton__V1__DecodeReply *reply = baton__v1__decode_reply__unpack(NULL, len, data);
-    struct status st;
-
-    if (reply == NULL) {
-        status_set(&st, ST_CORRUPT, "a reply of %zu bytes cannot be read", len);
-        go_down(w, &st);
-        return;
-    }
-    if (w->state == WORKER_OPENING) {
-        if (reply->hello == NULL)
-            status_set(&st, ST_INVALID, "its first reply is no hello");
-        else
-            check_hello(w, reply->hello, &st);
-        if (st.code == ST_OK)
-            become_ready(w);
-        else
-            go_down(w, &st);
-    }
-    if (w->state == WORKER_READY)
-        ws->callbacks.on_reply(ws->callbacks.arg, w, reply);
-    baton__v1__decode_reply__free_unpacked(reply, NULL);
-}
-
-static void on_health_data(struct worker *w, const void *data, size_t len)
-{
-    Grpc__Health__V1__HealthCheckResponse *reply =
-        grpc__health__v1__health_check_response__unpack(NULL, len, data);
-    bool serving =
-        reply != NULL &&
-        reply->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING;
-
-    if (reply != NULL)
-        grpc__health__v1__health_check_response__free_unpacked(reply, NULL);
-    if (serving && w->state == WORKER_OPENING) {
-        become_ready(w);
-    } else if (!serving && w->state == WORKER_READY) {
-        /* Still there, but draining or loading: keep watching. */
-        log_info("prefill %s says that it does not serve", w->address);
-        w->last_error = (struct status){ST_UNAVAILABLE, "not serving"};
-        enter(w, WORKER_OPENING);
-        if (w->workers->callbacks.on_lost != NULL)
-            w->workers->callbacks.on_lost(w->workers->callbacks.arg, w, &w->last_error);
-    } else if (!serving) {
-        event_del(w->timer); /* it did answer: wait for the change */
-    }
-}
-
-void workers_handle(struct workers *ws, struct msg *m)
-{
-    if (m->type == RM_SESSION_DATA) {
-        struct msg_session_data *d = (struct msg_session_data *)m;
-        struct worker *w = d->link->worker;
-
-        if (w == NULL)
-            return; /* of a session that was given up */
-        if (w->role == WORKER_DECODE)
-            on_decode_data(w, d->data, d->len);
-        else
-            on_health_data(w, d->data, d->len);
-    } else if (m->type == RM_SESSION_CLOSED) {
-        struct msg_session_closed *c = (struct msg_session_closed *)m;
-        struct status why = c->why;
-
-        if (c->link->worker == NULL || ws->stopping)
-            return;
-        c->link->worker->link = NULL;
-        if (why.code == ST_OK)
-            status_set(&why, ST_UNAVAILABLE, "it ended the session");
-        go_down(c->link->worker, &why);
-    }
-}
-
-enum status_code workers_send(struct worker *w, const Baton__V1__DecodeRequest *request,
-                              struct status *st)
-{
-    if (w->state != WORKER_READY)
-        return status_set(st, ST_UNAVAILABLE, "decode %s is not ready", w->address);
-    return rpc_session_send_message(w->link->session, &request->base, st);
-}
-
-/* ---- choosing -------------------------------------------------------------------------------- */
+/* ---- who there is ---------------------------------------------------------------------------- */
 
 size_t workers_count(const struct workers *ws, enum worker_role role)
 {
@@ -323,13 +38,13 @@ size_t workers_ready(const struct workers *ws, enum worker_role role)
     size_t n = 0;
 
     for (size_t i = 0; i < ws->n[role]; i++)
-        n += ws->list[role][i].state == WORKER_READY;
+        n += ws->list[role][i]->state == WORKER_READY;
     return n;
 }
 
-struct worker *workers_at(struct workers *ws, enum worker_role role, size_t idx)
+struct worker *workers_at(struct workers *ws, enum worker_role role, size_t at)
 {
-    return &ws->list[role][idx];
+    return ws->list[role][at];
 }
 
 uint64_t workers_context_length(const struct workers *ws)
@@ -337,7 +52,7 @@ uint64_t workers_context_length(const struct workers *ws)
     uint64_t least = 0;
 
     for (size_t i = 0; i < ws->n[WORKER_DECODE]; i++) {
-        const struct worker *w = &ws->list[WORKER_DECODE][i];
+        const struct worker *w = ws->list[WORKER_DECODE][i];
 
         if (w->state == WORKER_READY && w->context_length > 0 &&
             (least == 0 || w->context_length < least))
@@ -346,59 +61,408 @@ uint64_t workers_context_length(const struct workers *ws)
     return least;
 }
 
-struct worker *workers_pick_decode(struct workers *ws, uint64_t avoid)
+uint64_t workers_capacity(const struct workers *ws)
 {
-    size_t n = ws->n[WORKER_DECODE], start = ws->turn[WORKER_DECODE]++;
-    struct worker *best = NULL;
+    uint64_t sum = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        struct worker *w = &ws->list[WORKER_DECODE][(start + i) % n];
+    for (size_t i = 0; i < ws->n[WORKER_DECODE]; i++) {
+        const struct worker *w = ws->list[WORKER_DECODE][i];
 
-        if (w->state == WORKER_READY && (avoid >> w->idx & 1) == 0 &&
-            (best == NULL || w->n_running < best->n_running))
-            best = w;
+        if (w->state != WORKER_READY)
+            continue;
+        if (w->report.max_running == 0)
+            return 0;
+        sum += w->report.max_running;
     }
-    return best;
+    return sum;
 }
 
-size_t workers_pick_prefill(struct workers *ws, char **out)
+const struct policy *workers_policy(const struct workers *ws, enum worker_role role)
 {
-    size_t n = ws->n[WORKER_PREFILL], start = ws->turn[WORKER_PREFILL]++, k = 0;
+    return ws->policy[role];
+}
 
-    for (int ready = 1; ready >= 0; ready--)
-        for (size_t i = 0; i < n; i++) {
-            struct worker *w = &ws->list[WORKER_PREFILL][(start + i) % n];
+bool worker_usable(const struct worker *w)
+{
+    return w->state == WORKER_READY && !w->draining && breaker_allows(&w->breaker);
+}
 
-            if ((w->state == WORKER_READY) == ready)
-                out[k++] = (char *)w->address;
+void worker_refresh(struct worker *w)
+{
+    if (!w->removed)
+        policy_set_eligible(w->workers->policy[w->role], w->idx, worker_usable(w));
+}
+
+/* ---- coming and going ------------------------------------------------------------------------ */
+
+static void worker_free(struct worker *w)
+{
+    if (w->timer != NULL)
+        event_free(w->timer);
+    if (w->watch_timer != NULL)
+        event_free(w->watch_timer);
+    if (w->entry != NULL)
+        registry_unref(w->workers->config.registry, w->entry);
+    free(w);
+}
+
+static bool make_room(struct workers *ws, enum worker_role role)
+{
+    size_t cap = ws->cap[role] == 0 ? 16 : ws->cap[role] * 2;
+    struct worker **list, **by_idx;
+
+    if (ws->n[role] < ws->cap[role])
+        return true;
+    list = realloc(ws->list[role], cap * sizeof(struct worker *));
+    ws->list[role] = list == NULL ? ws->list[role] : list;
+    by_idx = realloc(ws->by_idx[role], cap * sizeof(struct worker *));
+    ws->by_idx[role] = by_idx == NULL ? ws->by_idx[role] : by_idx;
+    if (list == NULL || by_idx == NULL)
+        return false;
+    memset(by_idx + ws->cap[role], 0, (cap - ws->cap[role]) * sizeof(struct worker *));
+    ws->cap[role] = cap;
+    return true;
+}
+
+static enum status_code add(struct workers *ws, struct registry_entry *e, struct status *st)
+{
+    enum worker_role role = e->role;
+    struct worker *w = calloc(1, sizeof(*w));
+
+    if (w == NULL || !make_room(ws, role)) {
+        free(w);
+        return status_set(st, ST_EXHAUSTED, "no memory for worker %s", e->address);
+    }
+    while (ws->by_idx[role][w->idx] != NULL) /* as many numbers as room in the list: one is free */
+        w->idx++;
+    w->workers = ws;
+    w->entry = e;
+    registry_ref(ws->config.registry, e);
+    w->role = role;
+    w->client = e->client;
+    w->address = e->address;
+    w->since_us = clock_now_us();
+    w->timer = evtimer_new(ws->base, worker_on_timer, w);
+    w->watch_timer = evtimer_new(ws->base, worker_on_watch_timer, w);
+    if (w->timer == NULL || w->watch_timer == NULL) {
+        worker_free(w);
+        return status_set(st, ST_EXHAUSTED, "no memory for a timer");
+    }
+    if (policy_join(ws->policy[role], w->idx, w->address, st) != ST_OK) {
+        worker_free(w);
+        return st->code;
+    }
+    ws->by_idx[role][w->idx] = w;
+    ws->list[role][ws->n[role]++] = w;
+    worker_open(w);
+    return status_ok(st);
+}
+
+/* Out of sight at once; freed when its requests are over. */
+static void begin_remove(struct workers *ws, struct worker *w)
+{
+    size_t at = 0;
+
+    while (ws->list[w->role][at] != w)
+        at++;
+    ws->list[w->role][at] = ws->list[w->role][--ws->n[w->role]];
+    policy_leave(ws->policy[w->role], w->idx);
+    ws->by_idx[w->role][w->idx] = NULL;
+    w->removed = w->draining = true;
+    w->next_removed = ws->removed;
+    ws->removed = w;
+}
+
+static void end_removed(struct workers *ws)
+{
+    static const struct status why = {ST_CANCELLED, "removed"};
+    struct worker **at = &ws->removed, *w;
+
+    while ((w = *at) != NULL) {
+        if (w->n_running > 0) {
+            at = &w->next_removed;
+            continue;
         }
-    return k;
+        *at = w->next_removed;
+        log_info("%s %s is removed", worker_role_name(w->role), w->address);
+        worker_forget(&w->watch, &why);
+        worker_forget(&w->link, &why);
+        worker_free(w);
+    }
+}
+
+static struct worker *find(struct workers *ws, const struct registry_entry *e)
+{
+    for (size_t i = 0; i < ws->n[e->role]; i++)
+        if (ws->list[e->role][i]->entry == e)
+            return ws->list[e->role][i];
+    return NULL;
+}
+
+static void change(struct workers *ws, const struct msg_worker *m)
+{
+    struct worker *w = find(ws, m->entry);
+    struct status st;
+
+    if (m->change == WORKER_ADD) {
+        if (w == NULL && !ws->stopping && add(ws, m->entry, &st) != ST_OK)
+            log_error("%s: %s", m->entry->address, st.msg);
+        return;
+    }
+    if (w == NULL)
+        return;
+    log_info("%s %s: %s", worker_role_name(w->role), w->address,
+             m->change == WORKER_DRAIN     ? "takes no more requests"
+             : m->change == WORKER_UNDRAIN ? "takes requests again"
+                                           : "will be removed");
+    w->draining = m->change != WORKER_UNDRAIN;
+    worker_refresh(w);
+    if (m->change == WORKER_REMOVE)
+        begin_remove(ws, w);
+}
+
+void workers_handle(struct workers *ws, struct msg *m)
+{
+    if (m->type == RM_WORKER)
+        change(ws, (struct msg_worker *)m);
+    else if (m->type == RM_SESSION_DATA || m->type == RM_SESSION_CLOSED)
+        worker_session_message(ws, m);
+}
+
+static void on_tick(evutil_socket_t fd, short what, void *arg)
+{
+    struct workers *ws = arg;
+    uint64_t now = clock_now_us();
+    struct status st;
+
+    (void)fd, (void)what;
+    for (int role = 0; role < 2; role++) {
+        for (size_t i = 0; i < ws->n[role]; i++) {
+            struct worker *w = ws->list[role][i];
+
+            if (breaker_tick(&w->breaker, now))
+                worker_refresh(w);
+            if (worker_stalled(w, now, &st))
+                worker_down(w, &st);
+        }
+        policy_tick(ws->policy[role]);
+    }
+    end_removed(ws);
+}
+
+/* ---- choosing -------------------------------------------------------------------------------- */
+
+/* Names the whole pages of a prompt. @return how many */
+static size_t name_pages(struct workers *ws, const struct workers_request *r)
+{
+    size_t n = r->n_ids / PREFIX_BLOCK_TOKENS;
+    uint64_t h = 0;
+
+    if (!policy_wants_pages(ws->policy[WORKER_PREFILL]) &&
+        !policy_wants_pages(ws->policy[WORKER_DECODE]))
+        return 0;
+    if (n > ws->cap_pages) {
+        uint64_t *more = realloc(ws->pages, n * sizeof(*more));
+
+        if (more == NULL)
+            return 0;
+        ws->pages = more;
+        ws->cap_pages = n;
+    }
+    for (size_t i = 0; i < n; i++)
+        ws->pages[i] = h = prefix_block_hash(h, 0, r->ids + i * PREFIX_BLOCK_TOKENS);
+    return n;
+}
+
+static bool avoided(const struct workers_request *r, uint32_t idx)
+{
+    for (uint32_t i = 0; i < r->n_avoid; i++)
+        if (r->avoid[i] == idx)
+            return true;
+    return false;
+}
+
+/* Nobody is usable: one whose breaker is open is better than none. */
+static struct worker *last_resort(struct workers *ws, const struct workers_request *r)
+{
+    size_t n = ws->n[WORKER_DECODE];
+
+    for (size_t i = 0; i < n; i++) {
+        struct worker *w = ws->list[WORKER_DECODE][(ws->turn + i) % n];
+
+        if (w->state == WORKER_READY && !w->draining && !avoided(r, w->idx)) {
+            ws->turn++;
+            return w;
+        }
+    }
+    return NULL;
+}
+
+static void choose_prefill(struct workers *ws, const struct policy_request *pr,
+                           struct workers_choice *out)
+{
+    struct policy *p = ws->policy[WORKER_PREFILL];
+    uint32_t spares[WORKERS_PREFILL_CHOICES];
+    size_t n = ws->n[WORKER_PREFILL], n_spares;
+
+    if (policy_pick(p, pr, &out->prefill_choice)) {
+        out->prefill_worker = ws->by_idx[WORKER_PREFILL][out->prefill_choice.worker];
+        out->prefill[out->n_prefill++] = (char *)out->prefill_worker->address;
+        n_spares =
+            policy_spares(p, pr, out->prefill_choice.worker, WORKERS_PREFILL_CHOICES - 1, spares);
+        for (size_t i = 0; i < n_spares; i++)
+            out->prefill[out->n_prefill++] = (char *)ws->by_idx[WORKER_PREFILL][spares[i]]->address;
+    }
+    /* Those that are not usable now may be when the decode worker comes to them. */
+    for (size_t i = 0; i < n && out->n_prefill < WORKERS_PREFILL_CHOICES; i++) {
+        struct worker *w = ws->list[WORKER_PREFILL][i];
+
+        if (!worker_usable(w) && !w->draining)
+            out->prefill[out->n_prefill++] = (char *)w->address;
+    }
+}
+
+bool workers_choose(struct workers *ws, const struct workers_request *r, struct workers_choice *out)
+{
+    struct policy_request pr = {
+        .n_ids = r->n_ids,
+        .ids = r->ids,
+        .key_len = r->key_len,
+        .key = r->key,
+        .n_avoid = r->n_avoid,
+        .avoid = r->avoid,
+    };
+
+    *out = (struct workers_choice){0};
+    pr.n_pages = name_pages(ws, r);
+    pr.pages = ws->pages;
+    if (policy_pick(ws->policy[WORKER_DECODE], &pr, &out->decode_choice))
+        out->decode = ws->by_idx[WORKER_DECODE][out->decode_choice.worker];
+    else
+        out->decode = last_resort(ws, r);
+    if (out->decode == NULL)
+        return false;
+    out->decode_choice.worker = out->decode->idx;
+    pr.n_avoid = 0;
+    choose_prefill(ws, &pr, out);
+    return true;
+}
+
+void workers_began(struct workers *ws, const struct workers_request *r,
+                   const struct workers_choice *c, struct workers_ticket *out)
+{
+    struct policy_request pr = {.n_ids = r->n_ids, .ids = r->ids};
+
+    pr.n_pages = name_pages(ws, r);
+    pr.pages = ws->pages;
+    *out = (struct workers_ticket){
+        .decode = c->decode, .prefill = c->prefill_worker, .n_ids = (uint32_t)r->n_ids};
+    out->probe = breaker_began(&c->decode->breaker);
+    if (out->probe)
+        worker_refresh(c->decode);
+    c->decode->n_running++;
+    c->decode->n_submitted++;
+    policy_began(ws->policy[WORKER_DECODE], &pr, &c->decode_choice, &out->on_decode);
+    if (c->prefill_worker == NULL)
+        return;
+    c->prefill_worker->n_running++;
+    c->prefill_worker->n_submitted++;
+    (void)breaker_began(&c->prefill_worker->breaker);
+    worker_refresh(c->prefill_worker);
+    policy_began(ws->policy[WORKER_PREFILL], &pr, &c->prefill_choice, &out->on_prefill);
+}
+
+/* The prefill worker has no more to do with it. */
+static void end_prefill(struct workers *ws, struct workers_ticket *t)
+{
+    if (t->prefill == NULL)
+        return;
+    policy_ended(ws->policy[WORKER_PREFILL], &t->on_prefill);
+    t->prefill->n_running--;
+    breaker_unsaid(&t->prefill->breaker, true);
+    worker_refresh(t->prefill);
+    t->prefill = NULL;
+}
+
+static struct worker *by_address(struct workers *ws, const struct worker *hint, const char *address)
+{
+    if (hint != NULL && strcmp(hint->address, address) == 0)
+        return (struct worker *)hint;
+    for (size_t i = 0; i < ws->n[WORKER_PREFILL]; i++)
+        if (strcmp(ws->list[WORKER_PREFILL][i]->address, address) == 0)
+            return ws->list[WORKER_PREFILL][i];
+    return NULL;
+}
+
+static void failed(struct worker *w, const struct status *why)
+{
+    bool was = breaker_allows(&w->breaker);
+
+    w->n_failed++;
+    w->last_error = *why;
+    breaker_bad(&w->breaker, clock_now_us());
+    if (was && !breaker_allows(&w->breaker))
+        log_warn("%s %s fails requests: it gets none for %u ms: %s", worker_role_name(w->role),
+                 w->address, w->breaker.wait_ms, why->msg);
+    worker_refresh(w);
+}
+
+/* Who really computed the prompt, and how fast; the chosen one failed if it was another. */
+static void measure(struct workers *ws, const struct workers_ticket *t,
+                    const Baton__V1__HandoffStats *s)
+{
+    struct worker *by = s->prefill == NULL ? NULL : by_address(ws, t->prefill, s->prefill);
+    uint64_t computed;
+
+    if (by != NULL) {
+        breaker_good(&by->breaker);
+        worker_refresh(by);
+        computed = t->n_ids > s->cached_tokens ? t->n_ids - s->cached_tokens : 0;
+        if (s->has_prefill_us)
+            policy_measure(ws->policy[WORKER_PREFILL], by->idx, computed,
+                           (double)s->prefill_us / 1e6);
+    }
+    if (by != NULL && t->prefill != NULL && by != t->prefill)
+        failed(t->prefill,
+               &(struct status){ST_UNAVAILABLE, "a decode worker had to go to another"});
+    if (s->has_transfer_us && s->kv_pages > 0)
+        policy_measure(ws->policy[WORKER_DECODE], t->decode->idx,
+                       (uint64_t)s->kv_pages * PREFIX_BLOCK_TOKENS, (double)s->transfer_us / 1e6);
+}
+
+void workers_served(struct workers *ws, struct workers_ticket *t,
+                    const Baton__V1__HandoffStats *stats)
+{
+    breaker_good(&t->decode->breaker);
+    t->probe = false;
+    if (stats != NULL)
+        measure(ws, t, stats);
+    policy_served(ws->policy[WORKER_DECODE], &t->on_decode);
+    end_prefill(ws, t);
+    worker_refresh(t->decode);
+}
+
+void workers_ended(struct workers *ws, struct workers_ticket *t, const struct status *why,
+                   const char *blame)
+{
+    struct worker *d = t->decode, *p = blame == NULL ? NULL : by_address(ws, t->prefill, blame);
+
+    if (d == NULL)
+        return;
+    if (p != NULL && breaker_counts(why->code))
+        failed(p, why);
+    else if (blame == NULL && breaker_counts(why->code) && d->state == WORKER_READY)
+        failed(d, why); /* a lost session was counted once, for all its requests */
+    else
+        breaker_unsaid(&d->breaker, t->probe);
+    end_prefill(ws, t);
+    policy_ended(ws->policy[WORKER_DECODE], &t->on_decode);
+    d->n_running--;
+    worker_refresh(d);
+    t->decode = NULL;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
-
-static enum status_code add(struct workers *ws, enum worker_role role, size_t n,
-                            struct rpc_client *const *clients, struct status *st)
-{
-    ws->list[role] = calloc(n + 1, sizeof(struct worker));
-    if (ws->list[role] == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory for %zu workers", n);
-    ws->n[role] = n;
-    for (size_t i = 0; i < n; i++) {
-        struct worker *w = &ws->list[role][i];
-
-        w->workers = ws;
-        w->role = role;
-        w->idx = (unsigned)i;
-        w->client = clients[i];
-        w->address = rpc_client_address(clients[i]);
-        w->backoff_ms = BACKOFF_MIN_MS;
-        w->timer = evtimer_new(ws->base, on_timer, w);
-        if (w->timer == NULL)
-            return status_set(st, ST_EXHAUSTED, "no memory for a timer");
-    }
-    return status_ok(st);
-}
 
 enum status_code workers_new(struct event_base *base, struct mailbox *mailbox,
                              const struct workers_config *config,
@@ -406,51 +470,79 @@ enum status_code workers_new(struct event_base *base, struct mailbox *mailbox,
                              struct status *st)
 {
     struct workers *ws = calloc(1, sizeof(*ws));
+    struct timeval every = {0, TICK_MS * 1000};
 
     if (ws == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the workers");
     ws->base = base;
     ws->mailbox = mailbox;
     ws->callbacks = *callbacks;
-    ws->incarnation = config->incarnation;
-    if (add(ws, WORKER_PREFILL, config->n_prefill, config->prefill, st) != ST_OK ||
-        add(ws, WORKER_DECODE, config->n_decode, config->decode, st) != ST_OK) {
+    ws->config = *config;
+    for (int role = 0; role < 2; role++) {
+        struct policy_config c = {.kind = config->policy[role],
+                                  .prefill = role == WORKER_PREFILL,
+                                  .tree_bytes_max = config->index_bytes_max,
+                                  .index_bytes_max = config->index_bytes_max,
+                                  .seed = config->seed + (uint64_t)role};
+
+        if (policy_new(&c, &ws->policy[role], st) != ST_OK) {
+            workers_free(ws);
+            return st->code;
+        }
+    }
+    ws->tick = event_new(base, -1, EV_PERSIST, on_tick, ws);
+    if (ws->tick == NULL || event_add(ws->tick, &every) != 0 || !make_room(ws, WORKER_PREFILL) ||
+        !make_room(ws, WORKER_DECODE)) {
         workers_free(ws);
-        return st->code;
+        return status_set(st, ST_EXHAUSTED, "no memory for the workers");
     }
     *out = ws;
-    for (int role = 0; role < 2; role++)
-        for (size_t i = 0; i < ws->n[role]; i++)
-            open_session(&ws->list[role][i]);
     return status_ok(st);
+}
+
+static void end_sessions(struct worker *w)
+{
+    static const struct status bye = {ST_OK, ""};
+
+    event_del(w->timer);
+    event_del(w->watch_timer);
+    worker_forget(&w->watch, &bye);
+    worker_forget(&w->link, &bye);
+    w->state = WORKER_DOWN;
 }
 
 void workers_stop(struct workers *ws)
 {
-    static const struct status bye = {ST_OK, ""};
-
     if (ws == NULL)
         return;
     ws->stopping = true;
+    event_del(ws->tick);
     for (int role = 0; role < 2; role++)
-        for (size_t i = 0; i < ws->n[role]; i++) {
-            struct worker *w = &ws->list[role][i];
-
-            event_del(w->timer);
-            forget_link(w, &bye);
-            enter(w, WORKER_DOWN);
-        }
+        for (size_t i = 0; i < ws->n[role]; i++)
+            end_sessions(ws->list[role][i]);
+    for (struct worker *w = ws->removed; w != NULL; w = w->next_removed)
+        end_sessions(w);
 }
 
 void workers_free(struct workers *ws)
 {
+    struct worker *next;
+
     if (ws == NULL)
         return;
     for (int role = 0; role < 2; role++) {
         for (size_t i = 0; i < ws->n[role]; i++)
-            if (ws->list[role][i].timer != NULL)
-                event_free(ws->list[role][i].timer);
+            worker_free(ws->list[role][i]);
         free(ws->list[role]);
+        free(ws->by_idx[role]);
+        policy_free(ws->policy[role]);
     }
+    for (struct worker *w = ws->removed; w != NULL; w = next) {
+        next = w->next_removed;
+        worker_free(w);
+    }
+    if (ws->tick != NULL)
+        event_free(ws->tick);
+    free(ws->pages);
     free(ws);
 }

@@ -1,0 +1,58 @@
+/*
+ * workers_internal: what workers.c (who there is, choosing), worker_session.c (connecting, hello,
+ * health) and worker_watch.c (pages and load) share.
+ */
+#ifndef BATON_ROUTER_WORKERS_INTERNAL_H
+#define BATON_ROUTER_WORKERS_INTERNAL_H
+
+#include "router/workers.h"
+
+struct workers {
+    struct event_base *base;
+    struct mailbox *mailbox;
+    struct event *tick;
+    struct workers_config config;
+    struct workers_callbacks callbacks;
+    size_t n[2], cap[2];
+    struct worker **list[2];   /* [n], by role */
+    struct worker **by_idx[2]; /* [n_idx]: by number; NULL: free */
+    uint32_t n_idx[2];
+    struct worker *removed; /* requests still run on them */
+    struct policy *policy[2];
+    uint64_t model_fingerprint; /* of the decode workers that are ready */
+    uint64_t *pages;            /* scratch: names of a prompt's pages */
+    size_t cap_pages;
+    uint32_t turn; /* among those whose breaker is open */
+    bool stopping;
+};
+
+/* ---- workers.c ---- */
+
+/** Tells the policy whether w gets requests. After every change of what that depends on. */
+void worker_refresh(struct worker *w);
+
+/* ---- worker_session.c ---- */
+
+void worker_open(struct worker *w);
+void worker_down(struct worker *w, const struct status *why);
+void worker_arm(struct event *timer, unsigned ms);
+/** Closes a link whose messages nobody wants any more. */
+void worker_forget(struct session_link **link, const struct status *why);
+enum status_code worker_open_link(struct worker *w, const char *path, int timeout_ms, bool watch,
+                                  struct session_link **out, struct status *st);
+void worker_on_timer(evutil_socket_t fd, short what, void *arg);
+
+/** RM_SESSION_*. */
+void worker_session_message(struct workers *ws, struct msg *m);
+
+/* ---- worker_watch.c ---- */
+
+void worker_watch_open(struct worker *w);
+void worker_watch_close(struct worker *w);
+void worker_watch_data(struct worker *w, const void *data, size_t len);
+void worker_watch_closed(struct worker *w, const struct status *why);
+void worker_on_watch_timer(evutil_socket_t fd, short what, void *arg);
+/** Whether requests run and no step has been done for longer than allowed; st says so. */
+bool worker_stalled(const struct worker *w, uint64_t now_us, struct status *st);
+
+#endif
