@@ -279,6 +279,7 @@ void decode_loop_run(struct decode_loop *l)
         router_list_flush(l->routers);
         free_done(l);
         engine_get_stats(l->engine, &stats);
+        worker_load(l->w, &stats);
         if (!idle)
             decode_metrics_step(&l->metrics, &stats);
         decode_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);

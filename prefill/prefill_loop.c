@@ -324,6 +324,7 @@ void prefill_loop_run(struct prefill_loop *l)
         idle = !engine_step(l->engine);
         drop_gone(l);
         engine_get_stats(l->engine, &stats);
+        worker_load(l->w, &stats);
         if (!idle)
             prefill_metrics_step(&l->metrics, &stats);
         prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);

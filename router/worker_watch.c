@@ -141,7 +141,7 @@ static void on_load(struct worker *w, const Baton__V1__WorkerLoad *l)
         .total_tokens = (uint64_t)l->total_pages * PREFIX_BLOCK_TOKENS,
     };
     uint64_t now = clock_now_us();
-    bool moved = !r->known || l->steps != r->steps || l->running + l->waiting == 0;
+    bool moved = !r->known || l->steps != r->steps || l->running == 0;
 
     *r = (struct worker_report){
         true,           l->running,       l->waiting, l->free_pages, l->total_pages,

@@ -240,9 +240,18 @@ static enum status_code open_kv(struct worker *w, struct status *st)
     return status_ok(st);
 }
 
+/* engine -> routers. */
+static void tell_page(void *arg, const struct prefix_event *e)
+{
+    worker_cache_event(arg, e->inserted ? PUBLISH_PAGE_IN : PUBLISH_PAGE_OUT, PUBLISH_DEVICE,
+                       e->block);
+}
+
 enum status_code worker_engine_new(struct worker *w, const struct engine_events *events,
                                    struct engine **out, struct status *st)
 {
+    w->engine_options.cache_event = tell_page;
+    w->engine_options.cache_event_arg = w;
     if (engine_new(&w->engine_options, w->model, &w->kv, w->pages, w->slots, events, out, st) !=
         ST_OK)
         return status_wrap(st, "engine");
@@ -376,9 +385,19 @@ void worker_cache_event(struct worker *w, enum publisher_event what, enum publis
     publisher_page(w->publisher, what, tier, block);
 }
 
-void worker_load(struct worker *w, const struct publisher_figures *f)
+void worker_load(struct worker *w, const struct engine_stats *s)
 {
-    publisher_load(w->publisher, f);
+    struct publisher_figures f = {
+        .running = s->n_running,
+        .waiting = s->n_waiting + s->n_held,
+        .queued_tokens = s->waiting_tokens,
+        .free_pages = s->pages_free + s->pages_cached,
+        .total_pages = w->kv.n_pages,
+        .steps = s->steps,
+        .max_running = (uint32_t)w->opt.max_running_requests,
+    };
+
+    publisher_load(w->publisher, &f);
 }
 
 void worker_quit(struct worker *w)

@@ -105,7 +105,7 @@ void worker_cache_event(struct worker *w, enum publisher_event what, enum publis
                         uint64_t block);
 
 /** Tells routers how busy the engine is; once per step. Engine thread. */
-void worker_load(struct worker *w, const struct publisher_figures *f);
+void worker_load(struct worker *w, const struct engine_stats *s);
 
 /** Ends the event loop from any thread: the engine has drained. */
 void worker_quit(struct worker *w);
