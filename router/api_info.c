@@ -75,72 +75,11 @@ void api_ready(struct router_thread *t, struct http_exchange *x)
 
 void api_metrics(struct router_thread *t, struct http_exchange *x)
 {
-    static const char *const roles[] = {"prefill", "decode"};
     struct buf body = {0};
 
     metrics_write(t->router->metrics->registry, &body);
-    /* As this thread sees them: its own sessions. */
-    buf_puts(&body, "# HELP baton_router_worker_ready 1 while the worker serves this router.\n"
-                    "# TYPE baton_router_worker_ready gauge\n");
-    for (int role = 0; role < 2; role++)
-        for (size_t i = 0; i < workers_count(t->workers, role); i++) {
-            const struct worker *w = workers_at(t->workers, role, i);
-
-            buf_printf(&body, "baton_router_worker_ready{role=\"%s\",address=\"%s\"} %d\n",
-                       roles[role], w->address, w->state == WORKER_READY);
-        }
+    api_workers_metrics(t, &body);
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", body.data, body.len);
-    buf_deinit(&body);
-}
-
-static void put_worker(struct buf *out, const struct worker *w)
-{
-    bool known = w->role == WORKER_DECODE && w->incarnation != 0;
-
-    buf_puts(out, "{\"address\":");
-    put_string(out, w->address);
-    buf_printf(out, ",\"role\":\"%s\",\"state\":\"%s\",\"since_seconds\":%.3f",
-               w->role == WORKER_PREFILL ? "prefill" : "decode", worker_state_name(w->state),
-               (double)(clock_now_us() - w->since_us) / 1e6);
-    if (w->role == WORKER_DECODE)
-        buf_printf(out, ",\"running\":%u,\"submitted\":%llu", w->n_running,
-                   (unsigned long long)w->n_submitted);
-    buf_printf(out, ",\"lost\":%llu", (unsigned long long)w->n_lost);
-    if (known) {
-        buf_printf(out,
-                   ",\"incarnation\":\"%016llx\",\"context_length\":%llu,\"model\":\"%016llx\"",
-                   (unsigned long long)w->incarnation, (unsigned long long)w->context_length,
-                   (unsigned long long)w->model_fingerprint);
-        buf_puts(out, ",\"backend\":");
-        put_string(out, w->backend);
-    }
-    if (w->transport[0] != '\0') {
-        buf_puts(out, ",\"kv_transport\":");
-        put_string(out, w->transport);
-    }
-    buf_puts(out, ",\"last_error\":");
-    if (w->state != WORKER_READY && w->last_error.code != ST_OK)
-        put_string(out, w->last_error.msg);
-    else
-        buf_puts(out, "null");
-    buf_puts(out, "}");
-}
-
-void api_workers(struct router_thread *t, struct http_exchange *x)
-{
-    struct buf body = {0};
-    bool first = true;
-
-    buf_puts(&body, "{\"workers\":[");
-    for (int role = 0; role < 2; role++)
-        for (size_t i = 0; i < workers_count(t->workers, role); i++) {
-            if (!first)
-                buf_puts(&body, ",");
-            first = false;
-            put_worker(&body, workers_at(t->workers, role, i));
-        }
-    buf_puts(&body, "]}");
-    reply_json(t, x, 200, &body);
     buf_deinit(&body);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/hash.h"
 #include "common/base/log.h"
 #include "router/ids.h"
 #include "router/routes.h"
@@ -427,11 +428,28 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     return j;
 }
 
+/* Keeps a client's requests together, where the policy looks at it; longer ones are named by their
+ * hash. */
+static void take_routing_key(struct http_exchange *x, char *out, size_t cap)
+{
+    static const char *const headers[] = {"x-smg-routing-key", "x-session-id"};
+    const char *v = NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; i < sizeof(headers) / sizeof(headers[0]) && v == NULL; i++)
+        v = http_request_header(http_exchange_request(x), headers[i], &n);
+    if (v != NULL && n < cap)
+        snprintf(out, cap, "%.*s", (int)n, v);
+    else if (v != NULL)
+        snprintf(out, cap, "#%016llx", (unsigned long long)hash_bytes(1, v, n));
+}
+
 static enum status_code submit(struct job *j, const struct text_task *task, struct status *st)
 {
     struct generation_params params = task->generation;
 
     snprintf(params.rid, sizeof(params.rid), "%s", j->request_id);
+    take_routing_key(j->exchange, params.routing_key, sizeof(params.routing_key));
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct generation_callbacks callbacks = {on_tokens, on_failed, &j->choices[i]};
 

@@ -27,7 +27,8 @@ static const struct route table[] = {
     {"/health", false, HTTP_GET | HTTP_HEAD, api_health},
     {"/ready", false, HTTP_GET | HTTP_HEAD, api_ready},
     {"/metrics", false, HTTP_GET | HTTP_HEAD, api_metrics},
-    {"/workers", false, HTTP_GET | HTTP_HEAD, api_workers},
+    {"/workers", false, HTTP_GET | HTTP_HEAD | HTTP_POST, api_workers},
+    {"/workers/", true, HTTP_GET | HTTP_POST | HTTP_DELETE, api_worker},
 };
 
 void reply_json(struct router_thread *t, struct http_exchange *x, int http_status,

@@ -37,6 +37,10 @@ void api_models(struct router_thread *t, struct http_exchange *x);  /* /v1/model
 void api_health(struct router_thread *t, struct http_exchange *x);  /* the process lives */
 void api_ready(struct router_thread *t, struct http_exchange *x);   /* it can serve */
 void api_metrics(struct router_thread *t, struct http_exchange *x); /* Prometheus text */
-void api_workers(struct router_thread *t, struct http_exchange *x);
+void api_workers(struct router_thread *t, struct http_exchange *x); /* list, add */
+void api_worker(struct router_thread *t, struct http_exchange *x);  /* /workers/ADDRESS[/drain] */
+
+/** Appends the workers' metrics, as this thread sees them. */
+void api_workers_metrics(struct router_thread *t, struct buf *out);
 
 #endif

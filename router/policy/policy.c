@@ -42,6 +42,11 @@ const char *policy_kind_name(enum policy_kind kind)
     return names[kind];
 }
 
+enum policy_kind policy_kind(const struct policy *p)
+{
+    return p->config.kind;
+}
+
 bool policy_wants_pages(const struct policy *p)
 {
     return p->config.kind == POLICY_KV_EXACT;

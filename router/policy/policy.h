@@ -110,6 +110,7 @@ void policy_free(struct policy *p);
 /** The kind of a name of POLICY_NAMES; POLICY_N_KINDS for others. */
 enum policy_kind policy_kind_of(const char *name);
 const char *policy_kind_name(enum policy_kind kind);
+enum policy_kind policy_kind(const struct policy *p);
 
 /** Whether requests should bring the names of their pages. */
 bool policy_wants_pages(const struct policy *p);

@@ -9,8 +9,10 @@ from conftest import SLOW, Process, free_port, http_get, metric, wait_until
 class MockCluster:
     """n mock decode workers, n mock prefill workers, one router."""
 
-    def __init__(self, tmp, tokenizer, n_decode=1, n_prefill=1, router_args=(), context=8192, start=True):
+    def __init__(self, tmp, tokenizer, n_decode=1, n_prefill=1, router_args=(), context=8192, start=True,
+                 mock_args=()):
         self.tmp, self.tokenizer, self.context = Path(tmp), tokenizer, context
+        self.mock_args = mock_args
         self.prefill_ports = [free_port() for _ in range(n_prefill)]
         self.decode_ports = [free_port() for _ in range(n_decode)]
         self.prefills = [None] * n_prefill
@@ -45,8 +47,15 @@ class MockCluster:
     def start_prefill(self, i):
         self.prefills[i] = self.mock(["--prefill-port", self.prefill_ports[i]], f"prefill{i}.log")
 
-    def start_decode(self, i):
-        self.decodes[i] = self.mock(["--port", self.decode_ports[i]], f"decode{i}.log")
+    def start_decode(self, i, args=()):
+        self.decodes[i] = self.mock(["--port", self.decode_ports[i], *self.mock_args, *args], f"decode{i}.log")
+
+    def workers(self):
+        return json.loads(http_get(self.url + "/workers")[1])["workers"]
+
+    def worker(self, role, i):
+        port = (self.prefill_ports if role == "prefill" else self.decode_ports)[i]
+        return next(w for w in self.workers() if w["address"] == f"127.0.0.1:{port}")
 
     def client(self):
         import openai

@@ -22,6 +22,7 @@
  * ones are token + j, j = 0, 1, ..., with j less each. Prompt token i >= 1 has -i / 16, and so on.
  * A resumed submission (n_emitted > 0) goes on where it was.
  */
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -29,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "baton/v1/decode.pb-c.h"
@@ -37,9 +39,11 @@
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/mailbox.h"
+#include "common/kv/block_hash.h"
 #include "common/rpc/rpc.h"
 #include "common/rpc/rpc_message.h"
 #include "common/text/tokenizer.h"
+#include "common/worker/publisher.h"
 
 enum { REQUESTS_MAX = 4096 };
 enum { M_DATA, M_CLOSED };
@@ -79,13 +83,16 @@ struct request {
 
 static struct {
     const char *tokenizer_path;
-    int64_t port, prefill_port, context_length;
+    int64_t port, prefill_port, context_length, fail_first, max_running;
+    bool check_prefill;
 } options = {.context_length = 8192};
 
 static struct tokenizer *tokenizer;
 static struct mailbox *mailbox;
 static struct request requests[REQUESTS_MAX];
 static char address[64], last_prefill[64];
+static struct publisher *publisher;
+static uint64_t n_steps, n_submits;
 
 /* ---- rpc thread ------------------------------------------------------------------------------ */
 
@@ -226,19 +233,91 @@ static void fill_output(struct request *r, const Baton__V1__DecodeSubmit *m, con
     buf_deinit(&out);
 }
 
+static bool answers(const char *where)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool ok;
+
+    a.sin_port = htons((uint16_t)atoi(strrchr(where, ':') + 1));
+    ok = connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0;
+    close(fd);
+    return ok;
+}
+
+/* Which prefill worker would do it: the first that is there, with --check-prefill. */
+static bool find_prefill(const Baton__V1__DecodeSubmit *m)
+{
+    size_t i = 0;
+
+    while (options.check_prefill && i < m->n_prefill && !answers(m->prefill[i]))
+        i++;
+    snprintf(last_prefill, sizeof(last_prefill), "%s", i < m->n_prefill ? m->prefill[i] : "");
+    return i < m->n_prefill;
+}
+
+/* Its cache has no end. */
+static void tell_pages(const Baton__V1__DecodeSubmit *m)
+{
+    uint64_t h = 0;
+
+    for (size_t i = 0; i + PREFIX_BLOCK_TOKENS <= m->n_token_ids; i += PREFIX_BLOCK_TOKENS) {
+        h = prefix_block_hash(h, 0, m->token_ids + i);
+        publisher_page(publisher, PUBLISH_PAGE_IN, PUBLISH_DEVICE, h);
+    }
+}
+
+static void tell_load(void)
+{
+    struct publisher_figures f = {.steps = n_steps, .max_running = (uint32_t)options.max_running};
+
+    for (const struct request *r = requests; r < requests + REQUESTS_MAX; r++)
+        f.running += r->used;
+    publisher_load(publisher, &f);
+}
+
+static void refuse(struct rpc_session *s, const Baton__V1__DecodeSubmit *m, const char *message,
+                   char *blame)
+{
+    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT;
+    Baton__V1__DecodeFailed failed = BATON__V1__DECODE_FAILED__INIT, *list[1] = {&failed};
+    Baton__V1__Error error = BATON__V1__ERROR__INIT;
+    struct status st;
+
+    error.code = ST_UNAVAILABLE;
+    error.message = (char *)message;
+    failed.request_id = m->request_id;
+    failed.error = &error;
+    failed.prefill = blame;
+    reply.n_failed = 1;
+    reply.failed = list;
+    printf("refuse %s\n", m->rid);
+    rpc_session_send_message(s, &reply.base, &st);
+}
+
 static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
 {
     struct json_doc *doc = directive(m);
     const struct json *d = doc == NULL ? NULL : json_root(doc), *message, *flag;
     struct request *r = requests;
 
+    if (n_submits++ < (uint64_t)options.fail_first) {
+        refuse(s, m, "this worker is not well", NULL);
+        json_free(doc);
+        return;
+    }
+    if (!find_prefill(m) && options.check_prefill) {
+        refuse(s, m, "no prefill worker answers", m->n_prefill > 0 ? m->prefill[0] : NULL);
+        json_free(doc);
+        return;
+    }
+    tell_pages(m);
     while (r < requests + REQUESTS_MAX && r->used)
         r++;
     if (r == requests + REQUESTS_MAX)
         exit(3);
     *r = (struct request){.used = true, .session = rpc_session_ref(s), .id = m->request_id};
     snprintf(r->rid, sizeof(r->rid), "%s", m->rid);
-    snprintf(last_prefill, sizeof(last_prefill), "%s", m->n_prefill > 0 ? m->prefill[0] : "");
     r->batch = number(d, "batch", 1);
     r->interval_ms = number(d, "interval_ms", 0);
     r->fail_after = number(d, "fail_after", -1);
@@ -514,11 +593,22 @@ static void serve(void)
             if (r->used && r->next_us < next)
                 next = r->next_us;
         }
+        n_steps += step_now.n > 0;
         send_step();
+        tell_load();
         fflush(stdout);
         if (next > now)
             mailbox_wait(mailbox, (int)((next - now + 999) / 1000));
     }
+}
+
+static void who_am_i(void *arg, Baton__V1__Identity *me)
+{
+    (void)arg;
+    baton__v1__identity__init(me);
+    me->role = options.port > 0 ? "decode" : "prefill";
+    me->incarnation = (uint64_t)getpid();
+    me->protocol = 1;
 }
 
 static void listen_on(struct rpc *rpc, int64_t port, const struct rpc_method *methods, size_t n)
@@ -541,29 +631,36 @@ int main(int argc, char **argv)
         {"port", FLAG_INT, &options.port, .arg = "N", .help = "Decode service; 0: none"},
         {"prefill-port", FLAG_INT, &options.prefill_port, .arg = "N", .help = "health; 0: none"},
         {"context-length", FLAG_INT, &options.context_length, .arg = "N", .help = "as told"},
+        {"fail-first", FLAG_INT, &options.fail_first, .arg = "N", .help = "submits that fail"},
+        {"max-running", FLAG_INT, &options.max_running, .arg = "N", .help = "as told; 0: not told"},
+        {"check-prefill", FLAG_BOOL, &options.check_prefill,
+         .help = "name the first prefill worker that takes a connection"},
         {NULL},
     };
-    static struct rpc_method method = {
+    static struct rpc_method methods[2] = {{
         .path = "/baton.v1.Decode/Session",
         .on_open = on_open,
         .callbacks = {on_message, on_close},
-        .arg = &method,
-    };
+        .arg = methods,
+    }};
+    struct publisher_config p = {.identity = who_am_i};
     struct rpc *rpc;
     struct status st;
 
     if (flags_parse(flags, argc, argv, NULL, NULL, &st) != ST_OK ||
         tokenizer_open(options.tokenizer_path, &tokenizer, &st) != ST_OK ||
-        mailbox_new(&mailbox, &st) != ST_OK || rpc_start(&rpc, &st) != ST_OK) {
+        mailbox_new(&mailbox, &st) != ST_OK || rpc_start(&rpc, &st) != ST_OK ||
+        publisher_start(&p, &publisher, &st) != ST_OK) {
         fprintf(stderr, "mock_decode: %s\n", st.msg);
         return 1;
     }
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends takes its mocks along */
     log_init("mock", LOG_WARN);
+    methods[1] = publisher_method(publisher);
     if (options.prefill_port > 0)
-        listen_on(rpc, options.prefill_port, NULL, 0);
+        listen_on(rpc, options.prefill_port, methods + 1, 1);
     if (options.port > 0)
-        listen_on(rpc, options.port, &method, 1);
+        listen_on(rpc, options.port, methods, 2);
     printf("serving\n");
     serve();
     return 0;
