@@ -84,10 +84,28 @@ static void on_admitted(void *arg, struct sequence *s)
     handoffs_start(l->handoffs, r);
 }
 
+static void on_scored(void *arg, struct sequence *s, const struct sampler_logprobs *one)
+{
+    struct request *r = s->owner;
+    struct status st;
+
+    (void)arg;
+    if (logprobs_add(&r->prompt_logprobs, one, &st) != ST_OK)
+        abort(); /* a few bytes: the process is beyond help */
+}
+
 static void on_stepped(void *arg, struct sequence *s)
 {
-    if (s->n_new > 0)
-        emit(arg, s->owner, s->n_new);
+    struct request *r = s->owner;
+    struct status st;
+
+    if (s->n_new == 0)
+        return;
+    logprobs_clear(&r->news);
+    for (uint32_t i = 0; s->logprobs != NULL && i < s->n_new; i++)
+        if (logprobs_add(&r->news, &s->logprobs[i], &st) != ST_OK)
+            abort();
+    emit(arg, r, s->n_new);
 }
 
 static void on_retracted(void *arg, struct sequence *s)
@@ -292,7 +310,8 @@ enum status_code decode_loop_new(struct worker *w, struct decode_loop **out, str
 {
     struct decode_loop *l = calloc(1, sizeof(*l));
     struct handoff_events arrivals = {on_arrived, on_failed, on_drained, l};
-    struct engine_events steps = {on_admitted, on_stepped, on_retracted, on_step_failed, l};
+    struct engine_events steps = {on_admitted,  on_stepped,     on_scored,
+                                  on_retracted, on_step_failed, l};
 
     if (l == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the decode loop");

@@ -26,6 +26,7 @@ static enum status_code submit(struct request *r, struct status *st)
     Baton__V1__Sampling sampling;
 
     sampling_params_write(&r->sampling, r->seq.max_new, &sampling);
+    sampling.prompt_logprobs &= r->seq.n_scored == 0;
     s.request_id = r->name;
     s.n_token_ids = r->seq.n_tokens;
     s.token_ids = r->seq.tokens;

@@ -127,6 +127,8 @@ void request_free(struct request *r)
         free(r->prefills[i]);
     sequence_deinit(&r->seq);
     sampling_params_deinit(&r->sampling);
+    logprobs_deinit(&r->news);
+    logprobs_deinit(&r->prompt_logprobs);
     free(r->crc);
     free(r);
 }
@@ -158,6 +160,25 @@ static void keep_stats(struct request *r, const Baton__V1__HandoffStats *m)
     r->stats.transport = transport;
 }
 
+/* What the prefill worker drew and scored for us. A resend tells the same again. */
+static enum status_code keep_logprobs(struct request *r, const Baton__V1__PrefillDone *m,
+                                      struct status *st)
+{
+    struct sequence *s = &r->seq;
+
+    logprobs_clear(&r->news);
+    if (s->sampling.logprobs && m->logprobs == NULL)
+        return status_set(st, ST_CORRUPT, "the log probability of the first token is missing");
+    if (s->sampling.logprobs && logprobs_add_message(&r->news, m->logprobs, 1, st) != ST_OK)
+        return st->code;
+    if (m->prompt_logprobs == NULL || s->n_scored > 0)
+        return status_ok(st);
+    logprobs_clear(&r->prompt_logprobs);
+    if (logprobs_add_message(&r->prompt_logprobs, m->prompt_logprobs, s->n_prompt - 1, st) == ST_OK)
+        s->n_scored = s->n_prompt - 1;
+    return st->code;
+}
+
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
                                    struct status *st)
 {
@@ -170,5 +191,5 @@ enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDo
     r->n_crc = (uint32_t)m->n_checksums;
     memcpy(r->crc, m->checksums, m->n_checksums * sizeof(*r->crc));
     keep_stats(r, m->stats);
-    return status_ok(st);
+    return keep_logprobs(r, m, st);
 }

@@ -24,6 +24,7 @@
 #include "baton/v1/prefill.pb-c.h"
 #include "common/base/status.h"
 #include "common/engine/sequence.h"
+#include "common/worker/sampling.h"
 
 struct router;
 struct prefill_worker;
@@ -67,6 +68,9 @@ struct request {
     Baton__V1__HandoffStats stats; /* strings below */
     char prefill_name[128], transport[128];
     bool stats_sent;
+
+    struct logprobs news;            /* of the tokens to be emitted next */
+    struct logprobs prompt_logprobs; /* sent with the first token */
 };
 
 /** Moves to the next state; asserts that the move is legal. */

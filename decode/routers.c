@@ -14,6 +14,9 @@ struct emission {
     Baton__V1__TokenBatch batch;
     Baton__V1__HandoffStats stats;
     int32_t tokens[SEQ_DRAFTS_MAX + 1];
+    struct logprobs logprobs; /* of tokens; its memory is kept for later steps */
+    Baton__V1__Logprobs logprobs_message, prompt_message;
+    const struct logprobs *prompt; /* the request's, which lives until the flush; NULL: not now */
 };
 
 struct failure {
@@ -105,6 +108,8 @@ void router_list_closed(struct router_list *l, struct session_link *link)
         if (r->link != link)
             continue;
         *p = r->next;
+        for (size_t i = 0; i < r->cap_emissions; i++)
+            logprobs_deinit(&r->emissions[i].logprobs);
         free(r->emissions);
         free(r->failures);
         free(r);
@@ -122,12 +127,14 @@ static void *grow(void *array, size_t n, size_t *cap, size_t size)
     array = realloc(array, *cap * size);
     if (array == NULL)
         abort();
+    memset((char *)array + n * size, 0, (*cap - n) * size);
     return array;
 }
 
 void router_emit(struct router *r, struct request *q, uint32_t n)
 {
     const struct sequence *s = &q->seq;
+    struct logprobs swapped;
     struct emission *e;
 
     r->emissions = grow(r->emissions, r->n_emissions, &r->cap_emissions, sizeof(*r->emissions));
@@ -140,9 +147,15 @@ void router_emit(struct router *r, struct request *q, uint32_t n)
     e->batch.has_finish = s->finish != SEQ_GOES_ON;
     e->batch.finish = s->finish == SEQ_STOP ? BATON__V1__FINISH_REASON__FINISH_STOP
                                             : BATON__V1__FINISH_REASON__FINISH_LENGTH;
+    swapped = e->logprobs;
+    e->logprobs = q->news;
+    q->news = swapped;
+    logprobs_clear(&q->news);
     e->stats.base.descriptor = NULL;
+    e->prompt = NULL;
     if (!q->stats_sent) {
         e->stats = q->stats;
+        e->prompt = q->sampling.prompt_logprobs ? &q->prompt_logprobs : NULL;
         q->stats_sent = true;
     }
 }
@@ -175,6 +188,14 @@ static void flush(struct router_list *l, struct router *r)
 
         e->batch.token_ids = e->tokens;
         e->batch.stats = e->stats.base.descriptor != NULL ? &e->stats : NULL;
+        if (e->logprobs.n > 0) {
+            logprobs_write(&e->logprobs, &e->logprobs_message);
+            e->batch.logprobs = &e->logprobs_message;
+        }
+        if (e->prompt != NULL) {
+            logprobs_write(e->prompt, &e->prompt_message);
+            e->batch.prompt_logprobs = &e->prompt_message;
+        }
         reply.batch[i] = &e->batch;
     }
     reply.n_failed = r->n_failures;

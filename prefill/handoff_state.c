@@ -97,6 +97,7 @@ void handoff_free(struct handoff *h)
     h->peer->n_handoffs--;
     sequence_deinit(&h->seq);
     sampling_params_deinit(&h->sampling);
+    logprobs_deinit(&h->prompt_logprobs);
     free(h->remote_pages);
     free(h->crc);
     free(h);

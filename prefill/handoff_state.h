@@ -19,6 +19,7 @@
 #include "baton/v1/prefill.pb-c.h"
 #include "common/engine/sequence.h"
 #include "common/transfer/transfer.h"
+#include "common/worker/sampling.h"
 #include "prefill/messages.h"
 
 enum handoff_state {
@@ -61,6 +62,7 @@ struct handoff {
     int32_t first_token;
     uint64_t kv_bytes, queued_us, start_us, compute_us, transfer_us;
     uint32_t n_resends;
+    struct logprobs prompt_logprobs; /* when asked for */
 };
 
 /** Moves to the next state; asserts that the move is legal. */

@@ -289,6 +289,16 @@ static void on_stepped(void *arg, struct sequence *s)
         stop(l, h, &st);
 }
 
+static void on_scored(void *arg, struct sequence *s, const struct sampler_logprobs *one)
+{
+    struct handoff *h = s->owner;
+    struct status st;
+
+    (void)arg;
+    if (logprobs_add(&h->prompt_logprobs, one, &st) != ST_OK)
+        abort(); /* a few bytes: the process is beyond help */
+}
+
 static void on_retracted(void *arg, struct sequence *s)
 {
     (void)arg;
@@ -336,7 +346,8 @@ void prefill_loop_run(struct prefill_loop *l)
 enum status_code prefill_loop_new(struct worker *w, struct prefill_loop **out, struct status *st)
 {
     struct prefill_loop *l = calloc(1, sizeof(*l));
-    struct engine_events steps = {on_admitted, on_stepped, on_retracted, on_step_failed, l};
+    struct engine_events steps = {on_admitted,  on_stepped,     on_scored,
+                                  on_retracted, on_step_failed, l};
 
     if (l == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the prefill loop");

@@ -53,6 +53,8 @@ enum status_code reply_done(const struct handoff *h, const struct worker *w, str
     Baton__V1__PrefillReply reply = BATON__V1__PREFILL_REPLY__INIT;
     Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
     Baton__V1__HandoffStats stats = BATON__V1__HANDOFF_STATS__INIT;
+    Baton__V1__Logprobs first_message, prompt_message;
+    struct logprobs first = {0};
     char transport[128];
 
     (void)w;
@@ -73,6 +75,18 @@ enum status_code reply_done(const struct handoff *h, const struct worker *w, str
     done.n_checksums = h->n_pages - h->n_present + 1;
     done.checksums = h->crc;
     done.stats = &stats;
+    if (h->seq.logprobs != NULL) {
+        if (logprobs_add(&first, h->seq.logprobs, st) != ST_OK)
+            return st->code;
+        logprobs_write(&first, &first_message);
+        done.logprobs = &first_message;
+    }
+    if (h->sampling.prompt_logprobs) {
+        logprobs_write(&h->prompt_logprobs, &prompt_message);
+        done.prompt_logprobs = &prompt_message;
+    }
     reply.done = &done;
-    return send(h->peer, &reply, st);
+    send(h->peer, &reply, st);
+    logprobs_deinit(&first);
+    return st->code;
 }

@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "common/base/clock.h"
@@ -31,26 +32,53 @@ static bool grow(struct engine *e, struct sequence *s)
     return true;
 }
 
+/* Rows and logits of the batch so far. */
+struct filled {
+    int rows, logit_rows;
+    bool scores; /* one sequence a step has its prompt scored: each token takes a row of logits */
+};
+
 static void add_part(struct engine *e, struct sequence *s, uint32_t n_tokens, uint32_t n_drafts,
-                     int *row, int *logit_row)
+                     struct filled *f)
 {
     bool draws = s->n_computed + n_tokens == s->n_tokens;
+    bool scores = !f->scores && batch_scores(s) && s->n_computed + 1 < s->n_prompt;
     struct part *p = &e->parts[e->n_parts];
     struct model_span *span = &e->spans[e->n_parts++];
 
-    *p = (struct part){s, n_tokens + n_drafts, n_drafts, *row, draws ? *logit_row : -1, false};
+    *p = (struct part){s, n_tokens + n_drafts, n_drafts, f->rows, -1, -1, false};
+    if (scores)
+        p->score_row = f->logit_rows;
+    if (draws)
+        p->logit_row = f->logit_rows + (scores ? (int)n_tokens - 1 : 0);
     *span = (struct model_span){
         .tokens = s->tokens + s->n_computed, /* drafts lie behind the last token */
         .n_tokens = (int)p->n_rows,
         .start = s->n_computed,
         .slot = s->slot,
         .pages = s->pages,
-        .logits = !draws         ? MODEL_LOGITS_NONE
-                  : n_drafts > 0 ? MODEL_LOGITS_ALL
-                                 : MODEL_LOGITS_LAST,
+        .logits = scores || (draws && n_drafts > 0) ? MODEL_LOGITS_ALL
+                  : draws                           ? MODEL_LOGITS_LAST
+                                                    : MODEL_LOGITS_NONE,
     };
-    *row += (int)p->n_rows;
-    *logit_row += draws ? (int)n_drafts + 1 : 0;
+    f->scores |= scores;
+    f->rows += (int)p->n_rows;
+    f->logit_rows += scores ? (int)n_tokens : draws ? (int)n_drafts + 1 : 0;
+}
+
+/* Tokens of s's prompt in this step: within what is left of the chunk, up to where a state is to be
+ * kept, and few when each is to be scored. 0: it waits for its turn to be scored. */
+static uint32_t chunk_of(const struct engine *e, const struct sequence *s, uint32_t left,
+                         const struct filled *f)
+{
+    uint32_t n = s->n_tokens - s->n_computed, cut = units_next_cut(e, s);
+
+    n = n < left ? n : left;
+    if (cut - s->n_computed < n)
+        n = cut - s->n_computed;
+    if (!batch_scores(s))
+        return n;
+    return f->scores ? 0 : n < SCORE_ROWS ? n : SCORE_ROWS;
 }
 
 /* Every running sequence that has its prompt takes one row and its drafts; chunks of prompts share
@@ -59,7 +87,7 @@ static void build(struct engine *e)
 {
     uint32_t chunk = (uint32_t)e->opt.chunk_tokens;
     bool drafts = draft_wanted(e);
-    int row = 0, logit_row = 0;
+    struct filled f = {0};
     struct sequence *next;
 
     e->n_parts = 0;
@@ -67,24 +95,22 @@ static void build(struct engine *e)
         /* A retraction never hits one of the parts: it takes the youngest. */
         next = s->next;
         if (s->state == SEQ_RUNNING && s->n_computed + 1 == s->n_tokens && grow(e, s)) {
-            add_part(e, s, 1, drafts ? drafts_that_fit(e, s) : 0, &row, &logit_row);
+            add_part(e, s, 1, drafts ? drafts_that_fit(e, s) : 0, &f);
             next = s->next; /* growing may have retracted what came next */
         }
     }
     for (struct sequence *s = e->active.first; s != NULL && chunk > 0; s = s->next) {
-        uint32_t left = s->n_tokens - s->n_computed, cut;
+        uint32_t n;
 
-        if (s->state != SEQ_RUNNING || left <= 1)
+        if (s->state != SEQ_RUNNING || s->n_tokens - s->n_computed <= 1)
             continue;
-        left = left < chunk ? left : chunk;
-        cut = units_next_cut(e, s);
-        if (cut - s->n_computed < left)
-            left = cut - s->n_computed;
-        add_part(e, s, left, 0, &row, &logit_row);
-        chunk -= left;
+        n = chunk_of(e, s, chunk, &f);
+        if (n > 0)
+            add_part(e, s, n, 0, &f);
+        chunk -= n;
     }
     e->stats.batch_seqs = (uint32_t)e->n_parts;
-    e->stats.batch_tokens = (uint32_t)row;
+    e->stats.batch_tokens = (uint32_t)f.rows;
 }
 
 /* ---- draws ---- */
@@ -123,12 +149,33 @@ static bool draw_part(struct engine *e, const struct part *p, const float *logit
     return true;
 }
 
+/* How probable the prompt's own tokens were, one row after the other. */
+static void score_part(struct engine *e, const struct part *p, const float *logits)
+{
+    struct sequence *s = p->seq;
+
+    for (uint32_t i = 0; i < p->n_rows; i++) {
+        const float *row = logits + (size_t)(p->score_row + (int)i) * (size_t)e->vocab;
+        uint32_t next = s->n_computed + i + 1;
+        struct sampler_logprobs one = {0};
+
+        if (next >= s->n_prompt || next <= s->n_scored)
+            continue; /* told before a retraction */
+        if (!sampler_score(e->sampler, row, s->tokens[next], s->sampling.n_top_logprobs, &one))
+            one = (struct sampler_logprobs){.logprob = -INFINITY};
+        s->n_scored = next;
+        e->events.scored(e->events.arg, s, &one);
+    }
+}
+
 static void settle_part(struct engine *e, struct part *p, const float *logits)
 {
     struct sequence *s = p->seq;
     uint32_t before = s->n_computed;
 
     s->n_new = 0;
+    if (p->score_row >= 0)
+        score_part(e, p, logits);
     if (p->logit_row < 0) {
         s->n_computed += p->n_rows;
     } else if (draw_part(e, p, logits)) {

@@ -234,7 +234,7 @@ void engine_batch_bounds(const struct engine_options *o, int *tokens, int *seqs,
 
     *seqs = o->max_running;
     *tokens = o->max_running + drafts + o->chunk_tokens;
-    *logit_rows = o->max_running + drafts;
+    *logit_rows = o->max_running + drafts + SCORE_ROWS;
 }
 
 enum status_code engine_new(const struct engine_options *o, struct model *m,
@@ -296,6 +296,16 @@ static uint64_t waiting_tokens(const struct engine *e)
     return n;
 }
 
+/* Of the pages taken, those that are not just cached; where sequences share pages, a few more. */
+static uint32_t pages_busy(const struct engine *e, uint32_t taken)
+{
+    uint32_t held = slab_n_quarantined(e->pages);
+
+    for (const struct sequence *s = e->active.first; s != NULL; s = s->next)
+        held += s->n_pages;
+    return e->cache == NULL || held > taken ? taken : held;
+}
+
 void engine_get_stats(const struct engine *e, struct engine_stats *out)
 {
     *out = e->stats;
@@ -309,7 +319,7 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out)
         prefix_cache_get_stats(e->cache, &cache);
         out->pages_cached = cache.n_pages;
     }
-    out->pages_in_use = slab_units(e->pages) - out->pages_free;
+    out->pages_busy = pages_busy(e, slab_units(e->pages) - out->pages_free);
     out->snapshots =
         e->snapshots != NULL ? slab_units(e->snapshots) - slab_n_free(e->snapshots) : 0;
     out->waiting_tokens = waiting_tokens(e);

@@ -56,6 +56,9 @@ struct engine_events {
     /* After a step that s took part in: n_computed moved, n_new tokens were drawn, finish says
      * whether it is over (the callee removes it then). */
     void (*stepped)(void *arg, struct sequence *s);
+    /* How probable the next token of the prompt was, from its second on, in order; only of
+     * sequences with prompt_logprobs. May be NULL. */
+    void (*scored)(void *arg, struct sequence *s, const struct sampler_logprobs *one);
     /* RUNNING -> WAITING: pages ran out. */
     void (*retracted)(void *arg, struct sequence *s);
     /* The device failed; the callee removes s. */
@@ -109,7 +112,8 @@ uint32_t engine_flush_cache(struct engine *e);
 
 struct engine_stats {
     uint32_t n_waiting, n_held, n_running;
-    uint32_t pages_free, pages_cached, pages_in_use, snapshots;
+    uint32_t pages_free, pages_cached, snapshots;
+    uint32_t pages_busy;     /* of sequences or in quarantine: neither free nor evictable */
     uint64_t waiting_tokens; /* not yet computed, of those waiting and of prompts that run */
     uint64_t steps, retractions;
     uint64_t hit_tokens, prompt_tokens;

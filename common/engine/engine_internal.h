@@ -16,13 +16,17 @@ struct sequence_list {
     uint32_t n;
 };
 
+/* Prompt tokens that are scored in one step, at most: each takes a row of logits. */
+enum { SCORE_ROWS = 32 };
+
 /* One sequence's part of a step. */
 struct part {
     struct sequence *seq;
     uint32_t n_rows;   /* tokens computed, drafts included */
     uint32_t n_drafts; /* of the rows, the last ones */
     int first_row;     /* in the batch */
-    int logit_row;     /* of its first logits; -1: none */
+    int logit_row;     /* of the first logits that are drawn from; -1: none */
+    int score_row;     /* of its first row, when its tokens are scored; -1: they are not */
     bool failed;
 };
 
@@ -103,6 +107,12 @@ int32_t batch_draw(struct engine *e, struct sequence *s, const float *logits,
                    struct sampler_logprobs *logprobs);
 
 /* ---- draft.c ---- */
+
+/* Whether tokens of s's prompt are still to be scored. */
+static inline bool batch_scores(const struct sequence *s)
+{
+    return s->sampling.prompt_logprobs && s->n_emitted == 0 && s->n_scored + 1 < s->n_prompt;
+}
 
 /* Whether sequences draft in this step, by the size of its batch. */
 bool draft_wanted(const struct engine *e);

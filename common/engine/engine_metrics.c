@@ -8,7 +8,8 @@ void engine_metrics_init(struct engine_metrics *m, struct metrics *r)
 
     m->pages_cached = metrics_gauge(r, "baton_kv_pages_cached",
                                     "KV pages in the prefix cache, those in use too.", NULL);
-    m->pages_in_use = metrics_gauge(r, "baton_kv_pages_in_use", "KV pages with an owner.", NULL);
+    m->pages_busy =
+        metrics_gauge(r, "baton_kv_pages_busy", "KV pages of live requests or in doubt.", NULL);
     m->snapshots = metrics_gauge(r, "baton_kv_snapshots", "States kept at page boundaries.", NULL);
     m->waiting_tokens =
         metrics_gauge(r, "baton_engine_waiting_tokens", "Prompt tokens to be computed.", NULL);
@@ -42,7 +43,7 @@ static void count(struct metric *m, uint64_t now, uint64_t *last)
 void engine_metrics_set(struct engine_metrics *m, const struct engine_stats *s)
 {
     metric_set(m->pages_cached, s->pages_cached);
-    metric_set(m->pages_in_use, s->pages_in_use);
+    metric_set(m->pages_busy, s->pages_busy);
     metric_set(m->snapshots, s->snapshots);
     metric_set(m->waiting_tokens, (double)s->waiting_tokens);
     metric_set(m->batch_seqs, s->batch_seqs);

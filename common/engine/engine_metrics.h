@@ -10,7 +10,7 @@
 #include "common/engine/engine.h"
 
 struct engine_metrics {
-    struct metric *pages_cached, *pages_in_use, *snapshots, *waiting_tokens;
+    struct metric *pages_cached, *pages_busy, *snapshots, *waiting_tokens;
     struct metric *batch_seqs, *batch_tokens;
     struct metric *hit_tokens, *prompt_tokens;
     struct metric *drafted[SEQ_DRAFTS_MAX], *accepted[SEQ_DRAFTS_MAX];

@@ -40,8 +40,9 @@ struct sequence {
     uint32_t n_emitted; /* of those, output of an earlier worker */
     uint32_t max_new;   /* output tokens at most, n_emitted included */
     bool ignore_eos;
-    struct sampling_params sampling;   /* its arrays are borrowed and outlive the sequence */
-    struct sampler_history *history;   /* NULL: no penalties */
+    struct sampling_params sampling; /* its arrays are borrowed and outlive the sequence */
+    struct sampler_history *history; /* NULL: no penalties */
+    uint32_t n_scored; /* prompt tokens whose probability was told, the first never is */
     struct sampler_logprobs *logprobs; /* of the last n_new tokens; NULL: not asked for */
 
     uint32_t *pages; /* block table, [n_pages] of [cap_pages] */

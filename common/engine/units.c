@@ -108,6 +108,8 @@ static struct prefix_hit match(struct engine *e, struct sequence *s)
     s->local = e->opt.local_tokens >= s->n_tokens;
     if (e->cache == NULL)
         return hit;
+    if (batch_scores(s)) /* all of it has to be computed */
+        return hit;
     /* The last token is computed in any case: its logits are wanted. */
     prefix_cache_match(e->cache, s->salt, s->tokens, s->n_tokens / KV_PAGE_TOKENS,
                        (s->n_tokens - 1) / KV_PAGE_TOKENS, s->pages, &hit);

@@ -40,6 +40,20 @@ struct prefix_cache {
     struct prefix_cache_stats stats;
 };
 
+static void tell(struct prefix_cache *c, const struct node *n, enum prefix_event_kind kind)
+{
+    struct prefix_event e = {
+        .sequence = ++c->stats.events,
+        .kind = kind,
+        .location = PREFIX_DEVICE,
+        .block = n->hash,
+        .parent = n->parent != NONE ? c->nodes[n->parent].hash : 0,
+    };
+
+    if (c->opt.event != NULL)
+        c->opt.event(c->opt.event_arg, &e);
+}
+
 /* ---- heap of leaves by last use ---- */
 
 static bool heap_before(const struct prefix_cache *c, uint32_t a, uint32_t b)
@@ -123,6 +137,7 @@ static void snapshot_drop(struct prefix_cache *c, uint32_t i)
     slab_give(c->opt.snapshots, &n->snapshot, 1);
     n->snapshot = NONE;
     c->stats.n_snapshots--;
+    tell(c, n, PREFIX_STATE_OUT);
 }
 
 /* Pages that would have to be computed again without the snapshot of node i: those since the next
@@ -157,20 +172,6 @@ static void snapshot_evict(struct prefix_cache *c)
 }
 
 /* ---- nodes ---- */
-
-static void tell(struct prefix_cache *c, const struct node *n, bool inserted)
-{
-    struct prefix_event e = {
-        .sequence = ++c->stats.events,
-        .inserted = inserted,
-        .location = PREFIX_DEVICE,
-        .block = n->hash,
-        .parent = n->parent != NONE ? c->nodes[n->parent].hash : 0,
-    };
-
-    if (c->opt.event != NULL)
-        c->opt.event(c->opt.event_arg, &e);
-}
 
 /* The child of `parent` for a page of tokens whose hash is known. */
 static uint32_t find(const struct prefix_cache *c, uint32_t parent, uint64_t hash, uint64_t salt,
@@ -252,7 +253,7 @@ static uint32_t add(struct prefix_cache *c, uint32_t parent, uint64_t hash, uint
     slab_ref(c->opt.pages, &page, 1);
     c->stats.n_pages++;
     c->stats.inserted++;
-    tell(c, n, true);
+    tell(c, n, PREFIX_PAGE_IN);
     return i;
 }
 
@@ -263,11 +264,11 @@ static void cut(struct prefix_cache *c, uint32_t i)
     uint32_t *link = &c->buckets[n->hash & c->bucket_mask];
 
     assert(n->n_children == 0);
-    tell(c, n, false);
     while (*link != i)
         link = &c->nodes[*link].bucket_next;
     *link = n->bucket_next;
     snapshot_drop(c, i);
+    tell(c, n, PREFIX_PAGE_OUT);
     slab_give(c->opt.pages, &n->page, 1);
     if (n->parent != NONE && --c->nodes[n->parent].n_children == 0)
         heap_add(c, n->parent);
@@ -368,6 +369,7 @@ bool prefix_cache_put_snapshot(struct prefix_cache *c, uint64_t salt, const int3
         return false;
     c->nodes[node].snapshot = *unit;
     snapshot_link(c, node);
+    tell(c, &c->nodes[node], PREFIX_STATE_IN);
     c->stats.n_snapshots++;
     c->stats.snapshots_put++;
     return true;

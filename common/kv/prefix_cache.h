@@ -34,9 +34,16 @@ struct prefix_cache;
 enum prefix_location { PREFIX_DEVICE };
 
 /* What routers hear of: equal hashes are equal prefixes (see block_hash.h). */
+enum prefix_event_kind {
+    PREFIX_PAGE_IN,
+    PREFIX_PAGE_OUT,
+    PREFIX_STATE_IN, /* a snapshot: computing can go on after this page */
+    PREFIX_STATE_OUT
+};
+
 struct prefix_event {
     uint64_t sequence; /* 1, 2, ...: a gap means that events were missed */
-    bool inserted;     /* else evicted */
+    enum prefix_event_kind kind;
     enum prefix_location location;
     uint64_t block, parent; /* hashes; parent 0: the first page */
 };

@@ -148,6 +148,18 @@ static enum status_code settle_context(struct worker *w, int64_t pool_tokens, in
     return status_ok(st);
 }
 
+static void on_cache_event(void *arg, const struct prefix_event *e)
+{
+    static const enum publisher_event kinds[] = {
+        [PREFIX_PAGE_IN] = PUBLISH_PAGE_IN,
+        [PREFIX_PAGE_OUT] = PUBLISH_PAGE_OUT,
+        [PREFIX_STATE_IN] = PUBLISH_STATE_IN,
+        [PREFIX_STATE_OUT] = PUBLISH_STATE_OUT,
+    };
+
+    worker_cache_event(arg, kinds[e->kind], PUBLISH_DEVICE, e->block);
+}
+
 /* What the flags mean for the engine. Both roles need the MTP window kept when drafts are made. */
 static enum status_code settle_engine(struct worker *w, struct status *st)
 {
@@ -163,6 +175,8 @@ static enum status_code settle_engine(struct worker *w, struct status *st)
                           " steps: a chain has steps + 1",
                           o->speculative_num_draft_tokens, o->speculative_num_steps);
     w->engine_options = (struct engine_options){
+        .cache_event = on_cache_event,
+        .cache_event_arg = w,
         .max_running = (int)o->max_running_requests,
         .chunk_tokens =
             (int)(prefill || tail > o->chunked_prefill_size ? o->chunked_prefill_size : tail),
@@ -240,18 +254,9 @@ static enum status_code open_kv(struct worker *w, struct status *st)
     return status_ok(st);
 }
 
-/* engine -> routers. */
-static void tell_page(void *arg, const struct prefix_event *e)
-{
-    worker_cache_event(arg, e->inserted ? PUBLISH_PAGE_IN : PUBLISH_PAGE_OUT, PUBLISH_DEVICE,
-                       e->block);
-}
-
 enum status_code worker_engine_new(struct worker *w, const struct engine_events *events,
                                    struct engine **out, struct status *st)
 {
-    w->engine_options.cache_event = tell_page;
-    w->engine_options.cache_event_arg = w;
     if (engine_new(&w->engine_options, w->model, &w->kv, w->pages, w->slots, events, out, st) !=
         ST_OK)
         return status_wrap(st, "engine");
@@ -306,8 +311,10 @@ enum status_code worker_open(struct worker *w, struct status *st)
     w->base = event_base_new();
     if (w->base == NULL || w->metrics == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the event loop");
-    if (publisher_start(&(struct publisher_config){.identity = identify, .arg = w}, &w->publisher,
-                        st) != ST_OK)
+    if (publisher_start(
+            &(struct publisher_config){
+                .identity = identify, .arg = w, .needs_state = w->engine_options.snapshot_prompts},
+            &w->publisher, st) != ST_OK)
         return st->code;
     return rpc_start(&w->rpc, st);
 }
@@ -391,8 +398,8 @@ void worker_load(struct worker *w, const struct engine_stats *s)
         .running = s->n_running,
         .waiting = s->n_waiting + s->n_held,
         .queued_tokens = s->waiting_tokens,
-        .free_pages = s->pages_free + s->pages_cached,
-        .total_pages = w->kv.n_pages,
+        .free_pages = slab_units(w->pages) - s->pages_busy,
+        .total_pages = slab_units(w->pages),
         .steps = s->steps,
         .max_running = (uint32_t)w->opt.max_running_requests,
     };

@@ -169,7 +169,7 @@ struct engine_options rig_engine_options(void)
 
 static void open_engine(struct rig *r, const struct engine_options *o)
 {
-    struct engine_events events = {on_admitted, on_stepped, on_retracted, on_failed, r};
+    struct engine_events events = {on_admitted, on_stepped, NULL, on_retracted, on_failed, r};
     struct status st;
 
     r->opt = *o;

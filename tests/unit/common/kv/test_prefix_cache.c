@@ -32,7 +32,11 @@ static void on_event(void *arg, const struct prefix_event *e)
     assert_int_equal(e->sequence, ++r->last_event);
     while (i < r->n_blocks && r->blocks[i] != e->block)
         i++;
-    if (e->inserted) {
+    if (e->kind == PREFIX_STATE_IN || e->kind == PREFIX_STATE_OUT) {
+        assert_true(i < r->n_blocks); /* states stand on pages */
+        return;
+    }
+    if (e->kind == PREFIX_PAGE_IN) {
         assert_int_equal(i, r->n_blocks);
         r->blocks[r->n_blocks++] = e->block;
     } else {
