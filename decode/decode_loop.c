@@ -230,6 +230,11 @@ static void handle(struct decode_loop *l, struct msg *m)
     struct msg_unpacked *mu = (struct msg_unpacked *)m;
     struct msg_verified *mv = (struct msg_verified *)m;
 
+    if (m->type == WORKER_MSG_FLUSH) {
+        log_info("prefix cache: %u pages dropped", engine_flush_cache(l->engine));
+        free(m);
+        return;
+    }
     switch ((enum decode_msg_type)m->type) {
     case DM_ROUTER_OPENED:
         router_list_open(l->routers, ml->link);

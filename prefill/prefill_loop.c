@@ -233,6 +233,11 @@ static void peer_lost(void *arg, struct prefill_peer *peer)
 
 static void handle(struct prefill_loop *l, struct msg *m)
 {
+    if (m->type == WORKER_MSG_FLUSH) {
+        log_info("prefix cache: %u pages dropped", engine_flush_cache(l->engine));
+        free(m);
+        return;
+    }
     switch ((enum prefill_msg_type)m->type) {
     case PM_OPENED:
         peer_list_open(l->peers, ((struct msg_link *)m)->link);

@@ -77,11 +77,23 @@ static enum status_code stats(void *arg, const void *request, size_t len, void *
     return st->code;
 }
 
+static enum status_code flush(void *arg, const void *request, size_t len, void **reply,
+                              size_t *reply_len, struct status *st)
+{
+    Baton__V1__FlushCacheReply r = BATON__V1__FLUSH_CACHE_REPLY__INIT;
+
+    (void)request;
+    (void)len;
+    worker_flush_cache(arg);
+    return rpc_message_pack(&r.base, reply, reply_len, st);
+}
+
 void admin_methods(struct worker *w, struct rpc_method *out)
 {
     out[0] = (struct rpc_method){.path = "/baton.v1.Admin/Describe", .unary = describe, .arg = w};
     out[1] = (struct rpc_method){.path = "/baton.v1.Admin/Stats", .unary = stats, .arg = w};
-    out[2] = publisher_method(w->publisher);
+    out[2] = (struct rpc_method){.path = "/baton.v1.Admin/FlushCache", .unary = flush, .arg = w};
+    out[3] = publisher_method(w->publisher);
 }
 
 /* ---- HTTP ---- */
@@ -128,11 +140,21 @@ static void on_metrics(struct evhttp_request *req, void *arg)
     buf_deinit(&text);
 }
 
+static void on_flush(struct evhttp_request *req, void *arg)
+{
+    if (evhttp_request_get_command(req) != EVHTTP_REQ_POST) {
+        answer(req, 405, "application/json", "{\"error\":\"POST it\"}\n");
+        return;
+    }
+    worker_flush_cache(arg);
+    answer(req, 200, "application/json", "{\"status\":\"ok\"}\n");
+}
+
 static void on_other(struct evhttp_request *req, void *arg)
 {
     (void)arg;
     answer(req, 404, "application/json",
-           "{\"error\":\"no such page: there are /health, /ready and /metrics\"}\n");
+           "{\"error\":\"no such page: there are /health, /ready, /metrics and /flush_cache\"}\n");
 }
 
 enum status_code admin_http_open(struct worker *w, struct status *st)
@@ -143,13 +165,14 @@ enum status_code admin_http_open(struct worker *w, struct status *st)
     w->http = evhttp_new(w->base);
     if (w->http == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the admin HTTP server");
-    evhttp_set_allowed_methods(w->http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD);
+    evhttp_set_allowed_methods(w->http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD | EVHTTP_REQ_POST);
     evhttp_set_max_headers_size(w->http, HEADERS_MAX_BYTES);
     evhttp_set_max_body_size(w->http, 0);
     evhttp_set_timeout(w->http, IDLE_TIMEOUT_S);
     evhttp_set_cb(w->http, "/health", on_health, w);
     evhttp_set_cb(w->http, "/ready", on_ready, w);
     evhttp_set_cb(w->http, "/metrics", on_metrics, w);
+    evhttp_set_cb(w->http, "/flush_cache", on_flush, w);
     evhttp_set_gencb(w->http, on_other, w);
     if (port > 65535 || evhttp_bind_socket(w->http, w->opt.host, (uint16_t)port) != 0)
         return status_set(st, ST_UNAVAILABLE,

@@ -10,9 +10,9 @@
 
 #include "common/worker/worker.h"
 
-enum { ADMIN_METHODS = 3 };
+enum { ADMIN_METHODS = 4 };
 
-/** @param out  [ADMIN_METHODS]: Describe, Stats and Watch */
+/** @param out  [ADMIN_METHODS]: Describe, Stats, FlushCache and Watch */
 void admin_methods(struct worker *w, struct rpc_method *out);
 
 /** Opens the admin HTTP port (w->opt.admin_port or port + WORKER_ADMIN_PORT_OFFSET) on w->base. */

@@ -407,6 +407,16 @@ void worker_load(struct worker *w, const struct engine_stats *s)
     publisher_load(w->publisher, &f);
 }
 
+void worker_flush_cache(struct worker *w)
+{
+    struct msg *m = calloc(1, sizeof(*m));
+
+    if (m == NULL)
+        abort(); /* a few bytes: the process is beyond help */
+    m->type = WORKER_MSG_FLUSH;
+    mailbox_push(w->engine, m);
+}
+
 void worker_quit(struct worker *w)
 {
     event_base_loopbreak(w->base);

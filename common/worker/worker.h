@@ -107,6 +107,12 @@ void worker_cache_event(struct worker *w, enum publisher_event what, enum publis
 /** Tells routers how busy the engine is; once per step. Engine thread. */
 void worker_load(struct worker *w, const struct engine_stats *s);
 
+/* A message to either engine loop, beside those of its own: drop what the prefix cache can. */
+enum { WORKER_MSG_FLUSH = 1000 };
+
+/** Sends it; any thread. */
+void worker_flush_cache(struct worker *w);
+
 /** Ends the event loop from any thread: the engine has drained. */
 void worker_quit(struct worker *w);
 

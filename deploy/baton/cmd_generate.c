@@ -60,6 +60,7 @@ static void keep_stats(struct buf *b, const Baton__V1__HandoffStats *s)
     put_number(b, "kv_bytes", s->kv_bytes);
     put_number(b, "kv_pages", s->kv_pages);
     put_number(b, "pages_reused", s->pages_reused);
+    put_number(b, "cached_tokens", s->cached_tokens);
     put_number(b, "checksums_verified", s->checksums_verified);
     put_number(b, "retries", s->retries);
     put_number(b, "prefill_us", s->prefill_us);
@@ -185,6 +186,7 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     Baton__V1__DecodeRequest m = BATON__V1__DECODE_REQUEST__INIT;
     Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
     Baton__V1__Sampling sampling = BATON__V1__SAMPLING__INIT;
+    int64_t salt = 0;
 
     if (read_ids(line, &submit.token_ids, &submit.n_token_ids, st) != ST_OK)
         return st->code;
@@ -194,6 +196,8 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     submit.n_prefill = prefills->n;
     submit.prefill = (char **)prefills->items;
     submit.rid = "baton-generate";
+    submit.has_cache_salt = json_int(json_get(line, "cache_salt"), &salt);
+    submit.cache_salt = submit.has_cache_salt ? (uint64_t)salt : 0;
     m.submit = &submit;
     rpc_session_send_message(s, &m.base, st);
     free(submit.token_ids);
@@ -300,8 +304,8 @@ int cmd_generate(int argc, char **argv)
             flags,
             "usage: baton generate --prefill HOST:PORT [--decode HOST:PORT] < lines\n\n"
             "A line: {\"ids\": [..], \"max_new_tokens\": N, \"temperature\": T, \"top_p\": P,\n"
-            "\"top_k\": K, \"seed\": S, \"ignore_eos\": BOOL}; the answer: {\"ids\", \"finish\", "
-            "\"stats\"} or {\"error\", \"code\"}.\n");
+            "\"top_k\": K, \"seed\": S, \"cache_salt\": N, \"ignore_eos\": BOOL}; the answer:\n"
+            "{\"ids\", \"finish\", \"stats\"} or {\"error\", \"code\"}.\n");
         return 0;
     }
     if (st.code == ST_OK && prefills.n == 0)
