@@ -174,6 +174,7 @@ static const struct field shared_fields[] = {
     {"stop", FIELD_READ, .read = read_stop},
     {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
     {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},
+    {"priority", FIELD_INT, AT(priority), INT32_MIN, INT32_MAX},
     {"rid", FIELD_STRING, AT(rid), .max = 63},
     /* The answer. */
     {"stream", FIELD_BOOL, AT(stream)},
@@ -217,7 +218,6 @@ static const struct field shared_fields[] = {
     NEUTRAL("return_routed_experts", "false"),
     NEUTRAL("return_token_ids", "false"),
     NEUTRAL("return_cached_tokens_details", "false"),
-    NEUTRAL("priority", "0"),
     NEUTRAL("extra_key", "\"\""),
     NEUTRAL("cache_salt", "\"\""),
     NEUTRAL("bootstrap_host", NULL),

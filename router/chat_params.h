@@ -25,6 +25,7 @@ struct chat_params {
     int64_t min_tokens;
     double temperature, top_p, min_p;
     int64_t top_k; /* -1 and 0: off */
+    int64_t priority;
     bool has_seed;
     uint64_t seed;
     double presence_penalty, frequency_penalty, repetition_penalty;

@@ -1,6 +1,7 @@
 #include "router/generations.h"
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,14 +9,15 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 
-enum { TICK_MS = 50, TABLE_MIN = 64, BACKOFF_MIN_MS = 25, BACKOFF_MAX_MS = 500 };
+enum { TICK_MS = 50, TABLE_MIN = 64, BACKOFF_MIN_MS = 25, BACKOFF_MAX_MS = 500, PUMP_MAX = 64 };
 
-enum generation_state { QUEUED, RUNNING };
+enum generation_state { WAITING, QUEUED, RUNNING };
 
 struct generation {
     struct generations *owner;
     struct generation *prev, *next; /* all of them, oldest first */
     enum generation_state state;
+    struct admission_item item; /* WAITING */
     uint64_t id;           /* towards the worker: epoch << 32 | place in the table; new for each
                               attempt, so that late replies to an old one are recognised */
     struct worker *worker; /* RUNNING */
@@ -43,6 +45,9 @@ struct generations {
     struct generation *cursor; /* of a walk: stays valid whatever its callbacks end */
     size_t n;
     size_t n_queued;
+    size_t n_running; /* RUNNING */
+    struct admission *admission;
+    struct event *pump;        /* room may have come */
     struct generation **table; /* [cap] by the low half of id; NULL: free */
     uint32_t cap, hint;
     uint32_t epoch;
@@ -144,8 +149,13 @@ static void leave_state(struct generation *gen, const struct status *why, const 
         workers_ended(gen->owner->workers, &gen->ticket, why, blame);
         gen->worker = NULL;
         table_take_out(gen->owner, gen);
-    } else {
+        gen->owner->n_running--;
+        if (admission_n(gen->owner->admission) > 0)
+            event_active(gen->owner->pump, EV_TIMEOUT, 0);
+    } else if (gen->state == QUEUED) {
         gen->owner->n_queued--;
+    } else {
+        admission_leave(gen->owner->admission, &gen->item);
     }
 }
 
@@ -268,6 +278,9 @@ static enum status_code send_submit(struct generation *gen, const struct workers
     submit.n_prefill = c->n_prefill;
     submit.prefill = c->prefill;
     submit.rid = gen->params.rid;
+    submit.traceparent = gen->params.traceparent[0] != '\0' ? gen->params.traceparent : NULL;
+    submit.has_priority = gen->params.priority != 0;
+    submit.priority = gen->params.priority;
     request.submit = &submit;
     return workers_send(c->decode, &request, st);
 }
@@ -304,6 +317,7 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
         if (send_submit(gen, r, &c, st) == ST_OK) {
             workers_began(g->workers, r, &c, &gen->ticket);
             g->n_queued--;
+            g->n_running++;
             gen->state = RUNNING;
             gen->worker = c.decode;
             gen->served = false;
@@ -508,6 +522,42 @@ static void on_ready(void *arg, struct worker *w)
         serve_queue(arg, 0);
 }
 
+/* ---- waiting for room ------------------------------------------------------------------------ */
+
+static bool has_room(const struct generations *g)
+{
+    return g->n_running + g->n_queued < workers_room(g->workers);
+}
+
+static struct generation *of_item(struct admission_item *item)
+{
+    return (struct generation *)((char *)item - offsetof(struct generation, item));
+}
+
+/* Starts who waits while there is room, at most some at once so that others get their turn. */
+static void on_pump(evutil_socket_t fd, short what, void *arg)
+{
+    struct generations *g = arg;
+    struct admission_item *item;
+    int n = 0;
+
+    (void)fd, (void)what;
+    while (has_room(g) && (item = admission_next(g->admission)) != NULL && n++ < PUMP_MAX) {
+        struct generation *gen = of_item(item);
+        uint64_t now = clock_now_us();
+        struct status st;
+
+        metric_observe(g->metrics->queue_s, (double)(now - item->since_us) / 1e6);
+        admission_take(g->admission, item, now);
+        enter_queued(gen, 0);
+        if (try_start(gen, &st) != ST_OK)
+            fail(gen, &st);
+    }
+    metric_set(g->metrics->queued, (double)admission_n(g->admission));
+    if (n > PUMP_MAX)
+        event_active(g->pump, EV_TIMEOUT, 0);
+}
+
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
     struct generations *g = arg;
@@ -517,6 +567,8 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     if (g->n_queued > 0)
         serve_queue(g, now);
+    if (admission_n(g->admission) > 0)
+        on_pump(-1, 0, g);
     if (g->config.request_timeout_ms == 0)
         return;
     /* Oldest first, all with the same allowance: the first that has time left ends the walk. */
@@ -544,8 +596,13 @@ enum status_code generations_new(struct event_base *base, const struct generatio
         return status_set(st, ST_EXHAUSTED, "no memory for the request table");
     g->config = *config;
     g->metrics = metrics;
+    if (admission_new(&config->admission, &g->admission, st) != ST_OK) {
+        free(g);
+        return st->code;
+    }
+    g->pump = event_new(base, -1, 0, on_pump, g);
     g->tick = event_new(base, -1, EV_PERSIST, on_tick, g);
-    if (g->tick == NULL || event_add(g->tick, &tick) != 0) {
+    if (g->pump == NULL || g->tick == NULL || event_add(g->tick, &tick) != 0) {
         generations_free(g);
         return status_set(st, ST_EXHAUSTED, "no memory for a timer");
     }
@@ -561,6 +618,9 @@ void generations_free(struct generations *g)
         generation_cancel(g->first);
     if (g->tick != NULL)
         event_free(g->tick);
+    if (g->pump != NULL)
+        event_free(g->pump);
+    admission_free(g->admission);
     free(g->table);
     free(g);
 }
@@ -573,6 +633,28 @@ struct workers_callbacks generations_worker_callbacks(struct generations *g)
 void generations_set_workers(struct generations *g, struct workers *workers)
 {
     g->workers = workers;
+}
+
+static enum status_code start_or_wait(struct generation *gen, struct status *st)
+{
+    struct generations *g = gen->owner;
+    struct admission_want want = {
+        .share = gen->params.share,
+        .weight = gen->params.weight > 0 ? gen->params.weight : 1,
+        .priority = gen->params.priority,
+        .tokens = (uint32_t)gen->prompt->n,
+    };
+
+    if (admission_n(g->admission) == 0 && has_room(g)) {
+        admission_passed(g->admission, &want);
+        enter_queued(gen, 0);
+        return try_start(gen, st);
+    }
+    if (admission_wait(g->admission, &gen->item, &want, clock_now_us(), st) != ST_OK)
+        metric_add(g->metrics->refused, 1);
+    else
+        metric_set(g->metrics->queued, (double)admission_n(g->admission));
+    return st->code;
 }
 
 enum status_code generations_submit(struct generations *g, struct prompt_ids *prompt,
@@ -604,8 +686,7 @@ enum status_code generations_submit(struct generations *g, struct prompt_ids *pr
     g->last = gen;
     g->n++;
     metric_add(g->metrics->running, 1);
-    enter_queued(gen, 0);
-    if (try_start(gen, st) != ST_OK) {
+    if (start_or_wait(gen, st) != ST_OK) {
         destroy(gen);
         return st->code;
     }

@@ -1,6 +1,8 @@
 /*
  * generations: requests on their way through decode workers, and what happens when one fails.
  *
+ *   WAITING: the workers are full (admission.h)
+ *      ▼
  *   QUEUED ─▶ RUNNING ─▶ (ended: tokens with a finish, a failure, or cancelled)
  *     ▲          │
  *     └──────────┘ its worker is lost or gave it up: tried elsewhere, or waits a little for a
@@ -22,6 +24,7 @@
 
 #include "baton/v1/decode.pb-c.h"
 #include "common/base/status.h"
+#include "router/admission.h"
 #include "router/router_metrics.h"
 #include "router/workers.h"
 
@@ -60,6 +63,10 @@ enum {
 struct generation_params {
     char rid[64];         /* for logs, here and there */
     char routing_key[64]; /* keeps requests together, where a policy looks at it; "": none */
+    char traceparent[56]; /* W3C trace context, for the worker; "": none */
+    int32_t priority;     /* greater goes first */
+    uint32_t share;       /* whose: requests of one share take turns with those of others */
+    float weight;         /* of the share; 0: 1 */
     float temperature, top_p, min_p;
     float presence_penalty, frequency_penalty, repetition_penalty;
     struct token_bias *bias; /* NULL: none */
@@ -90,10 +97,11 @@ struct generation_callbacks {
 };
 
 struct generations_config {
-    int retries_max;        /* other attempts of one generation after the first */
-    int worker_wait_ms;     /* how long one that had a worker waits for another */
-    int request_timeout_ms; /* 0: none */
-    size_t running_max;     /* of this thread; beyond: refused */
+    int retries_max;                   /* other attempts of one generation after the first */
+    int worker_wait_ms;                /* how long one that had a worker waits for another */
+    int request_timeout_ms;            /* 0: none */
+    size_t running_max;                /* of this thread; beyond: refused */
+    struct admission_config admission; /* of those that wait because the workers are full */
 };
 
 enum status_code generations_new(struct event_base *base, const struct generations_config *config,

@@ -1,11 +1,14 @@
 #include "router/http_internal.h"
 
 #include <errno.h>
+#include <event2/bufferevent_ssl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "common/base/clock.h"
@@ -40,6 +43,17 @@ static void conn_free(struct http_exchange *c)
         s->callbacks.on_drained(s->callbacks.arg);
 }
 
+void http_conn_ended(struct http_exchange *c, int status)
+{
+    const struct http_server_callbacks *callbacks = &c->server->callbacks;
+
+    if (!c->answering)
+        return;
+    c->answering = false;
+    if (callbacks->on_end != NULL)
+        callbacks->on_end(callbacks->arg, c, status, c->body_bytes, clock_now_us() - c->begun_us);
+}
+
 void http_conn_close(struct http_exchange *c)
 {
     void (*on_gone)(void *) = c->phase == HTTP_PHASE_REPLYING ? c->on_gone : NULL;
@@ -50,6 +64,7 @@ void http_conn_close(struct http_exchange *c)
     c->on_gone = NULL;
     if (on_gone != NULL)
         on_gone(c->gone_arg);
+    http_conn_ended(c, 499);
     if (!c->in_pump)
         conn_free(c);
 }
@@ -80,6 +95,8 @@ void http_conn_linger(struct http_exchange *c)
     set_deadline(c, HTTP_NEVER);
     if (evbuffer_get_length(bufferevent_get_output(c->bev)) > 0)
         return; /* the write callback comes back here */
+    if (c->tls)
+        (void)SSL_shutdown(bufferevent_openssl_get_ssl(c->bev));
     if (c->half_closed || shutdown(bufferevent_getfd(c->bev), SHUT_WR) != 0) {
         http_conn_close(c);
         return;
@@ -136,6 +153,11 @@ static void begin_reply(struct http_exchange *c)
     c->close_after = !c->parser.req.keep_alive || s->draining;
     c->on_gone = NULL;
     c->headers.len = 0;
+    c->answering = true;
+    c->status = 0;
+    c->body_bytes = 0;
+    c->begun_us = clock_now_us();
+    memset(c->note, 0, sizeof(c->note));
     set_deadline(c, HTTP_NEVER);
     s->stats.requests_total++;
     s->callbacks.on_request(s->callbacks.arg, c);
@@ -228,15 +250,18 @@ static void on_output_gone(struct http_exchange *c)
 
 static void on_write(struct bufferevent *bev, void *arg)
 {
-    bufferevent_disable(bev, EV_WRITE);
-    on_output_gone(arg);
+    struct http_exchange *c = arg;
+
+    if (!c->tls)
+        bufferevent_disable(bev, EV_WRITE);
+    on_output_gone(c);
 }
 
 void http_conn_touch(struct http_exchange *c)
 {
     struct http_server *s = c->server;
 
-    if (c->dirty_at > 0)
+    if (c->dirty_at > 0 || c->tls) /* TLS writes by itself: its bufferevent watches the buffer */
         return;
     if (s->n_dirty == s->cap_dirty) {
         size_t cap = s->cap_dirty == 0 ? 64 : s->cap_dirty * 2;
@@ -295,6 +320,7 @@ static void on_event(struct bufferevent *bev, short what, void *arg)
 void http_conn_finish(struct http_exchange *c)
 {
     c->on_gone = NULL;
+    http_conn_ended(c, c->status);
     if (c->close_after) {
         http_conn_linger(c);
         return;
@@ -318,6 +344,26 @@ static void name_peer(const struct sockaddr *addr, int len, char *out, size_t ca
     snprintf(out, cap, "%s:%s", host, port);
 }
 
+static struct bufferevent *make_bufferevent(struct http_server *s, evutil_socket_t fd)
+{
+    struct bufferevent *bev;
+    SSL *ssl;
+
+    if (s->config.tls == NULL)
+        return bufferevent_socket_new(s->base, fd, BEV_OPT_CLOSE_ON_FREE);
+    ssl = SSL_new(s->config.tls);
+    if (ssl == NULL)
+        return NULL;
+    /* Frees ssl with itself. */
+    bev = bufferevent_openssl_socket_new(s->base, fd, ssl, BUFFEREVENT_SSL_ACCEPTING,
+                                         BEV_OPT_CLOSE_ON_FREE);
+    if (bev == NULL)
+        SSL_free(ssl);
+    else
+        bufferevent_openssl_set_allow_dirty_shutdown(bev, 1); /* bodies have lengths */
+    return bev;
+}
+
 static struct http_exchange *conn_new(struct http_server *s, evutil_socket_t fd)
 {
     struct http_exchange *c = calloc(1, sizeof(*c));
@@ -328,7 +374,8 @@ static struct http_exchange *conn_new(struct http_server *s, evutil_socket_t fd)
     c->deadline_us = c->timer_us = HTTP_NEVER;
     http_parser_init(&c->parser, &s->config.limits);
     c->timer = evtimer_new(s->base, on_deadline, c);
-    c->bev = bufferevent_socket_new(s->base, fd, BEV_OPT_CLOSE_ON_FREE);
+    c->bev = make_bufferevent(s, fd);
+    c->tls = s->config.tls != NULL;
     if (c->timer != NULL && c->bev != NULL)
         return c;
     if (c->timer != NULL)
@@ -364,7 +411,8 @@ struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
     bufferevent_set_timeouts(c->bev, NULL, &write_timeout);
     bufferevent_setcb(c->bev, on_read, on_write, on_event, c);
     set_deadline(c, in_ms(s->config.idle_timeout_ms));
-    bufferevent_disable(c->bev, EV_WRITE); /* until a socket is full: see http_conn_flush() */
+    if (!c->tls)
+        bufferevent_disable(c->bev, EV_WRITE); /* until a socket is full: see http_conn_flush() */
     bufferevent_enable(c->bev, EV_READ);
     return c;
 }

@@ -37,6 +37,11 @@ struct http_exchange {
     bool chunked;     /* and the stream is chunked */
     bool close_after; /* no keep-alive after this answer */
     bool half_closed; /* the client sends nothing more */
+    bool tls;
+    bool answering; /* a request was handed over and has not ended: on_end is owed */
+    int status;     /* of its answer; 0: none yet */
+    uint64_t begun_us, body_bytes;
+    uint64_t note[HTTP_NOTE_BYTES / 8];
     struct http_parser parser;
     struct buf headers; /* extra ones of the answer */
     void (*on_gone)(void *arg);
@@ -66,6 +71,9 @@ struct http_server {
 /** A connection for an accepted socket, which it owns on success. NULL: no memory. */
 struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
                                      const struct sockaddr *addr, int len);
+
+/** Tells the handler's owner that the exchange has ended. */
+void http_conn_ended(struct http_exchange *c, int status);
 
 /** Closes now; the one who waits for the answer, if any, is told. */
 void http_conn_close(struct http_exchange *c);

@@ -44,6 +44,11 @@ const char *http_exchange_peer(const struct http_exchange *x)
     return x->peer;
 }
 
+void *http_exchange_note(struct http_exchange *x)
+{
+    return x->note;
+}
+
 void http_exchange_on_gone(struct http_exchange *x, void (*on_gone)(void *arg), void *arg)
 {
     x->on_gone = on_gone;
@@ -63,6 +68,7 @@ static void write_head(struct http_exchange *x, int status, const char *content_
     struct buf head = {0};
     int minor = x->parser.req.minor;
 
+    x->status = status;
     buf_reserve(&head, 256 + x->headers.len);
     buf_printf(&head, "HTTP/1.1 %d %s\r\n", status, http_reason(status));
     if (content_type != NULL)
@@ -89,6 +95,7 @@ void http_reply(struct http_exchange *x, int status, const char *content_type, c
     write_head(x, status, content_type, framing);
     if (x->parser.req.method != HTTP_HEAD && status != 204)
         evbuffer_add(bufferevent_get_output(x->bev), body, len);
+    x->body_bytes += len;
     http_conn_finish(x);
 }
 
@@ -120,6 +127,7 @@ enum status_code http_reply_write(struct http_exchange *x, const void *data, siz
     if (x->chunked)
         evbuffer_add(out, size, (size_t)snprintf(size, sizeof(size), "%zx\r\n", len));
     evbuffer_add(out, data, len);
+    x->body_bytes += len;
     if (x->chunked)
         evbuffer_add(out, "\r\n", 2);
     http_conn_touch(x);

@@ -37,6 +37,7 @@ struct http_server_config {
     int idle_timeout_ms;     /* between requests */
     int write_timeout_ms;    /* output waits and nothing is taken */
     size_t output_bytes_max; /* bound on output that waits for one client */
+    struct ssl_ctx_st *tls;  /* NULL: plain HTTP. Borrowed */
     size_t connections_max;  /* beyond: refused at accept with 503 */
 };
 
@@ -46,6 +47,9 @@ void http_server_config_default(struct http_server_config *c);
 struct http_server_callbacks {
     /* A complete request. The exchange is the callee's until it ends it. */
     void (*on_request)(void *arg, struct http_exchange *x);
+    /* An exchange has ended: answered, or (status 499) the client went away or was cut off. bytes:
+     * of the answer's body; us: since the request was complete. May be NULL. */
+    void (*on_end)(void *arg, struct http_exchange *x, int status, uint64_t bytes, uint64_t us);
     /* After http_server_drain(): the last connection has closed. */
     void (*on_drained)(void *arg);
     void *arg;
@@ -82,6 +86,11 @@ void http_server_drain(struct http_server *s);
 
 /** Valid until the exchange ends. The handler may take the body's buffer (and zero it). */
 struct http_request *http_exchange_request(struct http_exchange *x);
+
+/** HTTP_NOTE_BYTES for the handler's own use, 8-byte aligned, zero when a request begins; on_end
+ * sees them. */
+enum { HTTP_NOTE_BYTES = 320 };
+void *http_exchange_note(struct http_exchange *x);
 
 /** "127.0.0.1:4711": for logs. */
 const char *http_exchange_peer(const struct http_exchange *x);

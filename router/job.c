@@ -8,6 +8,7 @@
 #include "common/base/hash.h"
 #include "common/base/log.h"
 #include "router/ids.h"
+#include "router/request_note.h"
 #include "router/routes.h"
 
 enum { ID_LETTERS = 24 };
@@ -51,12 +52,15 @@ static void job_free(struct job *j)
     free(j);
 }
 
+static void note_end(struct job *j);
+
 static void on_gone(void *arg)
 {
     struct job *j = arg;
 
     log_debug("%s: the client has gone", j->request_id);
     metric_add(metrics_of(j)->client_gone, 1);
+    note_end(j);
     job_free(j);
 }
 
@@ -82,6 +86,21 @@ void job_put_path(const struct job *j, struct buf *out)
     buf_printf(out, ",\"ttft_ms\":%.3f,\"tpot_ms\":%.3f}",
                (double)(j->first_us - j->begun_us) / 1e3,
                n > 1 ? (double)(j->last_us - j->first_us) / 1e3 / (double)(n - 1) : 0.0);
+}
+
+/* For the access log and the key's account; while the exchange stands. */
+static void note_end(struct job *j)
+{
+    struct request_note *n = request_note(j->exchange);
+    struct chat_usage u = job_usage(j);
+
+    n->prompt_tokens = (uint32_t)u.prompt_tokens;
+    n->cached_tokens = (uint32_t)u.cached_tokens;
+    n->completion_tokens = (uint32_t)u.completion_tokens;
+    n->ttft_us = j->first_us > j->begun_us ? (uint32_t)(j->first_us - j->begun_us) : 0;
+    if (j->choices[0].answer.finish != NULL)
+        snprintf(n->finish, sizeof(n->finish), "%s", j->choices[0].answer.finish);
+    keys_charge(j->thread->router->keys, &n->who, u.completion_tokens);
 }
 
 static void count_end(const struct job *j)
@@ -137,6 +156,7 @@ static bool send_events(struct job *j)
         return true;
     log_warn("%s: cut off: %s", j->request_id, st.msg);
     metric_add(metrics_of(j)->client_gone, 1);
+    note_end(j);
     http_reply_abort(j->exchange);
     job_free(j);
     return false;
@@ -146,6 +166,7 @@ static bool send_events(struct job *j)
 static void job_fail(struct job *j, const struct status *why)
 {
     log_info("%s: failed: %s", j->request_id, why->msg);
+    note_end(j);
     if (!j->started) {
         http_reply_header(j->exchange, "x-request-id", j->request_id);
         reply_status(j->thread, j->exchange, why);
@@ -164,6 +185,7 @@ static void job_complete(struct job *j)
     struct buf body = {0};
 
     count_end(j);
+    note_end(j);
     if (!j->stream) {
         j->format->whole(j, &body);
         http_reply_header(j->exchange, "x-request-id", j->request_id);
@@ -447,9 +469,14 @@ static void take_routing_key(struct http_exchange *x, char *out, size_t cap)
 static enum status_code submit(struct job *j, const struct text_task *task, struct status *st)
 {
     struct generation_params params = task->generation;
+    const struct request_note *note = request_note(j->exchange);
 
     snprintf(params.rid, sizeof(params.rid), "%s", j->request_id);
     take_routing_key(j->exchange, params.routing_key, sizeof(params.routing_key));
+    params.share = note->who.id;
+    params.weight = note->who.weight;
+    params.priority += note->who.priority;
+    trace_parent(&note->trace, params.traceparent);
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct generation_callbacks callbacks = {on_tokens, on_failed, &j->choices[i]};
 
@@ -465,9 +492,20 @@ static enum status_code submit(struct job *j, const struct text_task *task, stru
 void job_start(struct router_thread *t, struct http_exchange *x, const struct job_format *format,
                const struct text_task *task, const char *request_id, uint64_t begun_us)
 {
+    struct request_note *note = request_note(x);
+    unsigned retry_s;
     struct status st;
-    struct job *j = job_new(t, x, format, task, &st);
+    struct job *j = NULL;
 
+    snprintf(note->request_id, sizeof(note->request_id), "%s", request_id);
+    if (keys_take(t->router->keys, &note->who, task->n_prompt_tokens, begun_us, &retry_s, &st) !=
+        ST_OK) {
+        metric_add(t->router->metrics->refused, 1);
+        http_reply_header(x, "x-request-id", request_id);
+        reply_busy(t, x, retry_s, st.msg);
+        return;
+    }
+    j = job_new(t, x, format, task, &st);
     if (j != NULL) {
         snprintf(j->request_id, sizeof(j->request_id), "%s", request_id);
         j->begun_us = begun_us;
@@ -489,6 +527,7 @@ void job_refuse(struct router_thread *t, struct http_exchange *x, const struct c
 
     job_name_request(x, NULL, request_id);
     log_debug("%s: refused: %s", request_id, err->message);
+    snprintf(request_note(x)->request_id, sizeof(request_id), "%s", request_id);
     http_reply_header(x, "x-request-id", request_id);
     reply_error(t, x, err->status, err->param, err->code, err->message);
 }

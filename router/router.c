@@ -8,7 +8,9 @@
 #include "common/base/log.h"
 #include "common/text/chat_profile.h"
 #include "common/text/chat_tokens.h"
+#include "router/access_log.h"
 #include "router/text_pool.h"
+#include "router/tls.h"
 #include "common/text/text_budget.h"
 
 enum { TEXT_QUEUE_MAX = 1024 }; /* large requests that may wait for a text thread */
@@ -54,6 +56,20 @@ static enum status_code add_workers(struct registry *r, enum worker_role role,
     return status_ok(st);
 }
 
+/* Keys, certificates, logs: what can be wrong is told before anything else starts. */
+static enum status_code open_front(struct router *r, struct status *st)
+{
+    const struct router_options *o = r->options;
+
+    if (keys_new(o->api_key, o->admin_api_key, o->api_key_file, &r->keys, st) != ST_OK ||
+        access_log_open(o->access_log, &r->access_fd, st) != ST_OK ||
+        tls_server_context(o->ssl_certfile, o->ssl_keyfile, &r->tls, st) != ST_OK)
+        return st->code;
+    if (o->otlp_endpoint != NULL)
+        return trace_exporter_start(o->otlp_endpoint, &r->traces, st);
+    return ST_OK;
+}
+
 enum status_code router_open(struct router *r, const struct router_options *options,
                              struct status *st)
 {
@@ -61,7 +77,8 @@ enum status_code router_open(struct router *r, const struct router_options *opti
     r->started_unix_s = clock_unix_s();
     if (getrandom(&r->incarnation, sizeof(r->incarnation), 0) != sizeof(r->incarnation))
         return status_set(st, ST_INTERNAL, "no random numbers from the kernel");
-    if (open_text(r, st) != ST_OK)
+    r->access_fd = -1;
+    if (open_front(r, st) != ST_OK || open_text(r, st) != ST_OK)
         return st->code;
     r->model_name = options->served_model_name != NULL ? strdup(options->served_model_name)
                                                        : name_of_folder(options->tokenizer_path);
@@ -72,7 +89,10 @@ enum status_code router_open(struct router *r, const struct router_options *opti
     if (text_pool_start((int)options->text_threads, TEXT_QUEUE_MAX,
                         text_budget_words((size_t)(options->threads + options->text_threads)),
                         &r->text_pool, st) != ST_OK ||
-        rpc_start(&r->rpc, st) != ST_OK || registry_new(r->rpc, &r->registry, st) != ST_OK ||
+        rpc_start(&r->rpc, st) != ST_OK ||
+        rpc_use_tls(r->rpc, options->worker_tls_ca, options->worker_tls_cert,
+                    options->worker_tls_key, st) != ST_OK ||
+        registry_new(r->rpc, &r->registry, st) != ST_OK ||
         add_workers(r->registry, WORKER_PREFILL, &options->prefill, st) != ST_OK ||
         add_workers(r->registry, WORKER_DECODE, &options->decode, st) != ST_OK)
         return st->code;
@@ -91,6 +111,10 @@ void router_close_producers(struct router *r)
 void router_close(struct router *r)
 {
     registry_free(r->registry);
+    trace_exporter_stop(r->traces);
+    keys_free(r->keys);
+    tls_context_free(r->tls);
+    access_log_close(r->access_fd);
     prefix_tokens_free(r->prefixes);
     tokenizer_free(r->tokenizer);
     if (r->metrics != NULL)

@@ -14,9 +14,11 @@
 #include "common/text/chat.h"
 #include "common/text/prefix_tokens.h"
 #include "common/text/tokenizer.h"
+#include "router/keys.h"
 #include "router/options.h"
 #include "router/registry.h"
 #include "router/router_metrics.h"
+#include "router/trace.h"
 
 struct text_pool;
 
@@ -34,7 +36,11 @@ struct router {
     struct router_metrics *metrics;
     struct text_pool *text_pool; /* for large requests */
     struct rpc *rpc;
-    struct registry *registry; /* of the workers; locks itself */
+    struct keys *keys;             /* who may ask; locks itself */
+    struct trace_exporter *traces; /* NULL: off */
+    struct ssl_ctx_st *tls;        /* for clients; NULL: plain HTTP */
+    int access_fd;                 /* of the access log; -1: off */
+    struct registry *registry;     /* of the workers; locks itself */
 };
 
 /**

@@ -32,6 +32,13 @@ void router_metrics_init(struct router_metrics *m)
                                   "KV bytes that workers handed over for our requests.", NULL);
     m->running =
         metrics_gauge(r, "baton_router_running_requests", "Generations in progress.", NULL);
+    m->queued = metrics_gauge(r, "baton_router_queued_requests",
+                              "Requests that wait for room on the workers.", NULL);
+    m->refused = metrics_counter(r, "baton_router_refused_total",
+                                 "Requests refused because of overload or a key's limit.", NULL);
+    m->queue_s = metrics_histogram(r, "baton_router_queue_seconds",
+                                   "How long requests waited for room on the workers.", NULL,
+                                   metrics_ttft_bounds, METRICS_N_TTFT);
     m->connections = metrics_gauge(r, "baton_router_connections", "Open client connections.", NULL);
     m->bad_requests = metrics_counter(r, "baton_router_malformed_requests_total",
                                       "Requests that the HTTP parser refused.", NULL);

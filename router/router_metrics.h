@@ -17,6 +17,9 @@ struct router_metrics {
     struct metric *resumes;       /* continued on another worker after some tokens */
     struct metric *prompt_tokens, *cached_tokens, *completion_tokens;
     struct metric *kv_bytes;     /* handed over by workers for our requests */
+    struct metric *queued;       /* gauge: requests that wait for room on the workers */
+    struct metric *refused;      /* because the queue is full, or a key's limit is reached */
+    struct metric *queue_s;      /* how long those that waited did */
     struct metric *running;      /* gauge: generations in progress */
     struct metric *connections;  /* gauge: open client connections */
     struct metric *bad_requests; /* refused by the HTTP parser */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "router/intake.h"
 #include "router/routes.h"
@@ -67,6 +68,8 @@ static void on_gauges(evutil_socket_t fd, short what, void *arg)
     const struct http_server_stats *s = http_server_stats(t->http);
 
     (void)fd, (void)what;
+    access_log_flush(&t->access);
+    keys_refresh(t->router->keys, clock_now_us());
     metric_add(m->connections, (double)s->connections - (double)t->connections_told);
     metric_add(m->bad_requests, (double)(s->bad_requests_total - t->bad_requests_told));
     t->connections_told = s->connections;
@@ -76,6 +79,11 @@ static void on_gauges(evutil_socket_t fd, short what, void *arg)
 static void on_request(void *arg, struct http_exchange *x)
 {
     routes_dispatch(arg, x);
+}
+
+static void on_end(void *arg, struct http_exchange *x, int status, uint64_t bytes, uint64_t us)
+{
+    routes_ended(arg, x, status, bytes, us);
 }
 
 static void *run(void *arg)
@@ -125,6 +133,9 @@ static enum status_code open_requests(struct router_thread *t, struct status *st
         .worker_wait_ms = (int)o->worker_wait_ms,
         .request_timeout_ms = (int)o->request_timeout_s * 1000,
         .running_max = (size_t)o->max_running_requests,
+        .admission = {.requests_max = (size_t)o->max_queued_requests,
+                      .tokens_max = (uint64_t)o->max_queued_tokens,
+                      .wait_us_max = (uint64_t)o->max_queue_wait_ms * 1000},
     };
     struct workers_config workers = {
         .registry = r->registry,
@@ -154,13 +165,15 @@ static enum status_code open_http(struct router_thread *t, int port, bool reuse_
                                   struct status *st)
 {
     const struct router_options *o = t->router->options;
-    struct http_server_callbacks callbacks = {on_request, on_drained, t};
+    struct http_server_callbacks callbacks = {on_request, on_end, on_drained, t};
     struct http_server_config c;
 
     http_server_config_default(&c);
     c.host = o->host;
     c.port = port;
     c.reuse_port = reuse_port;
+    c.tls = t->router->tls;
+    c.output_bytes_max = (size_t)o->max_output_bytes;
     c.limits.body_bytes_max = (size_t)o->max_body_bytes;
     c.idle_timeout_ms = (int)o->idle_timeout_s * 1000;
     c.head_timeout_ms = (int)o->head_timeout_ms;
@@ -178,6 +191,7 @@ enum status_code router_thread_start(const struct router *router, int port, bool
     if (t == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a router thread");
     t->router = router;
+    t->access.fd = router->access_fd;
     if (open_events(t, st) != ST_OK || open_http(t, port, reuse_port, st) != ST_OK ||
         open_requests(t, st) != ST_OK) {
         workers_stop(t->workers);
@@ -228,6 +242,7 @@ void router_thread_free(struct router_thread *t)
         event_free(t->gauges);
     if (t->base != NULL)
         event_base_free(t->base);
+    access_log_deinit(&t->access);
     tokenizer_cache_free(t->scratch.cache);
     text_scratch_deinit(&t->scratch);
     buf_deinit(&t->answer_scratch.text);

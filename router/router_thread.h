@@ -13,6 +13,7 @@
 
 #include <pthread.h>
 
+#include "router/access_log.h"
 #include "router/chat_answer.h"
 #include "router/generations.h"
 #include "router/http_server.h"
@@ -30,6 +31,7 @@ struct router_thread {
     struct text_scratch scratch;
     struct chat_answer_scratch answer_scratch;
     struct buf events; /* scratch: of one turn and one client; empty between them */
+    struct access_writer access;
     bool draining;
     size_t connections_told; /* to the gauge */
     uint64_t bad_requests_told;

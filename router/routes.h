@@ -8,6 +8,10 @@
 
 #include "router/router_thread.h"
 
+/** Notes how an exchange ended: access log, span. */
+void routes_ended(struct router_thread *t, struct http_exchange *x, int status, uint64_t bytes,
+                  uint64_t us);
+
 /** Answers a request now, or makes sure that it is answered later. */
 void routes_dispatch(struct router_thread *t, struct http_exchange *x);
 
@@ -20,6 +24,10 @@ void reply_json(struct router_thread *t, struct http_exchange *x, int http_statu
 /** An error in OpenAI's shape; 429 and 503 carry Retry-After. */
 void reply_error(struct router_thread *t, struct http_exchange *x, int http_status,
                  const char *param, const char *code, const char *message);
+
+/** 429 with Retry-After. */
+void reply_busy(struct router_thread *t, struct http_exchange *x, unsigned retry_s,
+                const char *message);
 
 /** The same for a status. */
 void reply_status(struct router_thread *t, struct http_exchange *x, const struct status *st);

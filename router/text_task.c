@@ -105,6 +105,7 @@ static bool fill_generation(struct text_task *task, const struct router *router,
         .prompt_logprobs = p->logprobs && p->echo,
         .n_top_logprobs = (uint32_t)p->top_logprobs,
         .top_k = p->top_k < 0 ? 0 : (int32_t)p->top_k,
+        .priority = (int32_t)p->priority,
         .seed = p->seed,
         .max_new_tokens = p->max_tokens > 0 ? (uint32_t)p->max_tokens : 1, /* 1: not shown */
         .min_new_tokens = (uint32_t)p->min_tokens,

@@ -61,20 +61,34 @@ uint64_t workers_context_length(const struct workers *ws)
     return least;
 }
 
-uint64_t workers_capacity(const struct workers *ws)
+/* What ready decode workers run at once, and a little more so that none waits for the next request;
+ * less what other routers have there. */
+static void settle_room(struct workers *ws)
 {
     uint64_t sum = 0;
 
     for (size_t i = 0; i < ws->n[WORKER_DECODE]; i++) {
         const struct worker *w = ws->list[WORKER_DECODE][i];
+        const struct worker_report *r = &w->report;
+        uint64_t cap = r->max_running + r->max_running / 8 + 1u,
+                 others = r->running + r->waiting > w->n_running
+                              ? r->running + r->waiting - w->n_running
+                              : 0;
 
         if (w->state != WORKER_READY)
             continue;
-        if (w->report.max_running == 0)
-            return 0;
-        sum += w->report.max_running;
+        if (r->max_running == 0) { /* it does not say */
+            ws->room = UINT64_MAX;
+            return;
+        }
+        sum += cap > others ? cap - others : 0;
     }
-    return sum;
+    ws->room = sum > 0 ? sum : UINT64_MAX; /* nobody there: say so, do not wait */
+}
+
+uint64_t workers_room(const struct workers *ws)
+{
+    return ws->room;
 }
 
 const struct policy *workers_policy(const struct workers *ws, enum worker_role role)
@@ -248,6 +262,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         policy_tick(ws->policy[role]);
     }
     end_removed(ws);
+    settle_room(ws);
 }
 
 /* ---- choosing -------------------------------------------------------------------------------- */
@@ -478,6 +493,7 @@ enum status_code workers_new(struct event_base *base, struct mailbox *mailbox,
     ws->mailbox = mailbox;
     ws->callbacks = *callbacks;
     ws->config = *config;
+    ws->room = UINT64_MAX;
     for (int role = 0; role < 2; role++) {
         struct policy_config c = {.kind = config->policy[role],
                                   .prefill = role == WORKER_PREFILL,

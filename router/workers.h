@@ -123,8 +123,9 @@ bool worker_usable(const struct worker *w);
 /** The least context length of the ready decode workers; 0 while none is ready. */
 uint64_t workers_context_length(const struct workers *ws);
 
-/** Requests that all ready decode workers run at once, as they say; 0: some does not say. */
-uint64_t workers_capacity(const struct workers *ws);
+/** Requests of this thread that the decode workers have room for, as they say; UINT64_MAX: some
+ * does not say. */
+uint64_t workers_room(const struct workers *ws);
 
 /* ---- choosing -------------------------------------------------------------------------------- */
 

@@ -22,6 +22,7 @@ struct workers {
     uint64_t model_fingerprint; /* of the decode workers that are ready */
     uint64_t *pages;            /* scratch: names of a prompt's pages */
     size_t cap_pages;
+    uint64_t room; /* requests; settled every tick */
     uint32_t turn; /* among those whose breaker is open */
     bool stopping;
 };

@@ -57,5 +57,6 @@ void rpc_stop(struct rpc *r)
     grpc_completion_queue_destroy(r->cq);
     grpc_shutdown_blocking();
     pthread_mutex_destroy(&r->lock);
+    rpc_tls_deinit(r);
     free(r);
 }

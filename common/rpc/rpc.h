@@ -28,6 +28,15 @@ struct rpc_session; /* counted: see rpc_session_ref() */
 /** Starts gRPC and the rpc thread. */
 enum status_code rpc_start(struct rpc **out, struct status *st);
 
+/**
+ * From now on servers and clients made speak TLS, both sides with certificates (mTLS): PEM files,
+ * all three or none (then nothing changes). A client checks that the server's certificate names the
+ * host of its address.
+ * @return ST_OK; ST_INVALID naming what is missing
+ */
+enum status_code rpc_use_tls(struct rpc *r, const char *ca_file, const char *cert_file,
+                             const char *key_file, struct status *st);
+
 /** Closes what is left (sessions get on_close), joins the thread. Servers and clients are freed
  * before. */
 void rpc_stop(struct rpc *r);

@@ -12,7 +12,7 @@ struct rpc_client {
     struct rpc_group sessions;
 };
 
-static grpc_channel *make_channel(const char *address)
+static grpc_channel *make_channel(const struct rpc *r, const char *address)
 {
     grpc_arg args[] = {
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIME_MS, {.integer = 2000}},
@@ -32,7 +32,7 @@ static grpc_channel *make_channel(const char *address)
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, {.integer = 1}},
     };
     grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};
-    grpc_channel_credentials *creds = grpc_insecure_credentials_create();
+    grpc_channel_credentials *creds = rpc_channel_credentials(r);
     grpc_channel *channel = grpc_channel_create(address, creds, &list);
 
     grpc_channel_credentials_release(creds);
@@ -51,7 +51,7 @@ enum status_code rpc_client_new(struct rpc *r, const char *address, struct rpc_c
         return status_set(st, ST_EXHAUSTED, "no memory for a channel to %s", address);
     }
     c->rpc = r;
-    c->channel = make_channel(address);
+    c->channel = make_channel(r, address);
     rpc_group_init(&c->sessions);
     *out = c;
     return status_ok(st);

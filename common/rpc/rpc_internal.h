@@ -6,6 +6,7 @@
 #define BATON_COMMON_RPC_RPC_INTERNAL_H
 
 #include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -21,9 +22,15 @@ struct rpc_tag {
 struct rpc {
     grpc_completion_queue *cq;
     pthread_t thread;
-    pthread_mutex_t lock;           /* guards connecting and its links; before a session's lock */
-    struct rpc_session *connecting; /* client sessions that the server has not answered yet */
+    pthread_mutex_t lock; /* guards connecting and its links; before a session's lock */
+    char *tls_ca, *tls_cert, *tls_key; /* PEM texts; NULL: no TLS */
+    struct rpc_session *connecting;    /* client sessions that the server has not answered yet */
 };
+
+/* ---- rpc_tls.c: the caller releases them ---- */
+grpc_channel_credentials *rpc_channel_credentials(const struct rpc *r);
+grpc_server_credentials *rpc_server_credentials(const struct rpc *r);
+void rpc_tls_deinit(struct rpc *r);
 
 /* Counts the open sessions of a server or client, so that its free can wait for their on_close. */
 struct rpc_group {

@@ -208,7 +208,7 @@ enum status_code rpc_server_start(struct rpc *r, const char *address,
     srv->stop_tag = (struct rpc_tag){on_stopped, srv};
     srv->server = make_server();
     grpc_server_register_completion_queue(srv->server, r->cq, NULL);
-    creds = grpc_insecure_server_credentials_create();
+    creds = rpc_server_credentials(r);
     srv->port = grpc_server_add_http2_port(srv->server, address, creds);
     grpc_server_credentials_release(creds);
     grpc_server_start(srv->server);

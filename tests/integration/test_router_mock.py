@@ -269,7 +269,7 @@ def post(c, body, headers=None):
     ("stop", [""]), ("stop", [5]), ("stop_token_ids", [-1]), ("stop_token_ids", [129280]),
     ("stop_token_ids", "x"), ("stream", "yes"), ("ignore_eos", 1), ("model", 5), ("rid", "x" * 100),
     ("prompt_logprobs", 1), ("regex", "a+"), ("ebnf", "x"), ("lora_path", "x"),
-    ("functions", [{}]), ("audio", {}), ("priority", 5), ("store", True), ("no_such_field", 1),
+    ("functions", [{}]), ("audio", {}), ("priority", 1.5), ("store", True), ("no_such_field", 1),
     ("response_format", {"type": "nonsense"}), ("reasoning_effort", "enormous"), ("tool_choice", "perhaps"),
 ])
 def test_what_is_not_offered_or_out_of_bounds_is_refused_by_name(router, field, value):
