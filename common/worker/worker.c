@@ -88,6 +88,12 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "refuse to start unless this transport is there"},
         {"kv-devices", FLAG_STRING, &o->kv_devices, .arg = "LIST",
          .help = "network devices for KV, such as mlx5_0:1,eth0; absent: all"},
+        {"tls-ca", FLAG_STRING, &o->tls_ca, .arg = "FILE",
+         .help =
+             "gRPC speaks TLS, and only with peers whose certificate this one (PEM) has signed"},
+        {"tls-cert", FLAG_STRING, &o->tls_cert, .arg = "FILE",
+         .help = "our certificate (PEM); it names the host by which peers reach us"},
+        {"tls-key", FLAG_STRING, &o->tls_key, .arg = "FILE", .help = "its key (PEM)"},
         {"drain-timeout-s", FLAG_INT, &o->drain_timeout_s, 0, 3600, .arg = "SECONDS",
          .help = "after SIGTERM, how long running requests may take to finish"},
         {"log-level", FLAG_CHOICE, &o->log_level, .choices = "error|warn|info|debug|trace",
@@ -316,7 +322,9 @@ enum status_code worker_open(struct worker *w, struct status *st)
                 .identity = identify, .arg = w, .needs_state = w->engine_options.snapshot_prompts},
             &w->publisher, st) != ST_OK)
         return st->code;
-    return rpc_start(&w->rpc, st);
+    if (rpc_start(&w->rpc, st) != ST_OK)
+        return st->code;
+    return rpc_use_tls(w->rpc, w->opt.tls_ca, w->opt.tls_cert, w->opt.tls_key, st);
 }
 
 /* ---- serving ---- */

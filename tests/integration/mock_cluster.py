@@ -10,9 +10,9 @@ class MockCluster:
     """n mock decode workers, n mock prefill workers, one router."""
 
     def __init__(self, tmp, tokenizer, n_decode=1, n_prefill=1, router_args=(), context=8192, start=True,
-                 mock_args=()):
+                 mock_args=(), both_args=()):
         self.tmp, self.tokenizer, self.context = Path(tmp), tokenizer, context
-        self.mock_args = mock_args
+        self.mock_args, self.both_args = mock_args, both_args  # of decode mocks; of all mocks
         self.prefill_ports = [free_port() for _ in range(n_prefill)]
         self.decode_ports = [free_port() for _ in range(n_decode)]
         self.prefills = [None] * n_prefill
@@ -41,7 +41,8 @@ class MockCluster:
         return all(w["state"] == "ready" for w in workers)
 
     def mock(self, args, log):
-        return Process("mock", ["--tokenizer-path", self.tokenizer, "--context-length", self.context, *args],
+        return Process("mock", ["--tokenizer-path", self.tokenizer, "--context-length", self.context, *self.both_args,
+                                *args],
                        self.tmp / log)
 
     def start_prefill(self, i):

@@ -82,7 +82,7 @@ struct request {
 };
 
 static struct {
-    const char *tokenizer_path;
+    const char *tokenizer_path, *tls_ca, *tls_cert, *tls_key;
     int64_t port, prefill_port, context_length, fail_first, max_running;
     bool check_prefill;
 } options = {.context_length = 8192};
@@ -341,6 +341,8 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
     fill_output(r, m, d);
     r->next_us = clock_now_us() + (uint64_t)number(d, "delay_ms", 0) * 1000;
     printf("submit %s %zu %u\n", r->rid, m->n_token_ids, m->n_emitted);
+    if (m->traceparent != NULL)
+        printf("traceparent %s %s\n", r->rid, m->traceparent);
     json_free(doc);
 }
 
@@ -632,6 +634,9 @@ int main(int argc, char **argv)
         {"prefill-port", FLAG_INT, &options.prefill_port, .arg = "N", .help = "health; 0: none"},
         {"context-length", FLAG_INT, &options.context_length, .arg = "N", .help = "as told"},
         {"fail-first", FLAG_INT, &options.fail_first, .arg = "N", .help = "submits that fail"},
+        {"tls-ca", FLAG_STRING, &options.tls_ca, .arg = "F", .help = "as a worker's"},
+        {"tls-cert", FLAG_STRING, &options.tls_cert, .arg = "F", .help = "as a worker's"},
+        {"tls-key", FLAG_STRING, &options.tls_key, .arg = "F", .help = "as a worker's"},
         {"max-running", FLAG_INT, &options.max_running, .arg = "N", .help = "as told; 0: not told"},
         {"check-prefill", FLAG_BOOL, &options.check_prefill,
          .help = "name the first prefill worker that takes a connection"},
@@ -650,6 +655,7 @@ int main(int argc, char **argv)
     if (flags_parse(flags, argc, argv, NULL, NULL, &st) != ST_OK ||
         tokenizer_open(options.tokenizer_path, &tokenizer, &st) != ST_OK ||
         mailbox_new(&mailbox, &st) != ST_OK || rpc_start(&rpc, &st) != ST_OK ||
+        rpc_use_tls(rpc, options.tls_ca, options.tls_cert, options.tls_key, &st) != ST_OK ||
         publisher_start(&p, &publisher, &st) != ST_OK) {
         fprintf(stderr, "mock_decode: %s\n", st.msg);
         return 1;
