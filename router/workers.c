@@ -71,9 +71,7 @@ static void settle_room(struct workers *ws)
         const struct worker *w = ws->list[WORKER_DECODE][i];
         const struct worker_report *r = &w->report;
         uint64_t cap = r->max_running + r->max_running / 8 + 1u,
-                 others = r->running + r->waiting > w->n_running
-                              ? r->running + r->waiting - w->n_running
-                              : 0;
+                 others = policy_others(ws->policy[WORKER_DECODE], w->idx);
 
         if (w->state != WORKER_READY)
             continue;

@@ -116,11 +116,15 @@ void policy_report(struct policy *p, uint32_t worker, const struct policy_load *
 
     if (worker >= p->n_workers || !w->joined)
         return;
-    /* Ours are in its figures too; what is left came by other routers. */
-    w->other_running = load->running + load->waiting > w->own_running
-                           ? load->running + load->waiting - w->own_running
+    /* Ours are in its figures too, also those that have ended on the report's way; what is left
+     * came by other routers. */
+    w->other_running = load->running + load->waiting > w->peak_running
+                           ? load->running + load->waiting - w->peak_running
                            : 0;
-    w->other_queued = load->queued_tokens > w->own_queued ? load->queued_tokens - w->own_queued : 0;
+    w->other_queued =
+        load->queued_tokens > w->peak_queued ? load->queued_tokens - w->peak_queued : 0;
+    w->peak_running = w->own_running;
+    w->peak_queued = w->own_queued;
     w->waiting = load->waiting;
     w->free_tokens = load->free_tokens;
     w->total_tokens = load->total_tokens;
@@ -318,6 +322,8 @@ void policy_began(struct policy *p, const struct policy_request *r,
     out->tokens = r->n_ids > choice->hit_tokens ? (uint32_t)(r->n_ids - choice->hit_tokens) : 0;
     w->own_running++;
     w->own_queued += out->tokens;
+    w->peak_running = w->own_running > w->peak_running ? w->own_running : w->peak_running;
+    w->peak_queued = w->own_queued > w->peak_queued ? w->own_queued : w->peak_queued;
     w->n_given++;
     expect_pages(p, r, choice, out);
     policy_reorder(p, choice->worker);
@@ -444,6 +450,11 @@ void policy_free(struct policy *p)
     free(p->dense);
     free(p->told_by);
     free(p);
+}
+
+uint32_t policy_others(const struct policy *p, uint32_t worker)
+{
+    return worker < p->n_workers ? p->workers[worker].other_running : 0;
 }
 
 void policy_stats(const struct policy *p, struct policy_stats *out)

@@ -159,6 +159,8 @@ void policy_tick(struct policy *p);
 
 /** What a worker is believed to need for what it has, in seconds; for /workers and /v1/loads. */
 double policy_load_seconds(const struct policy *p, uint32_t worker);
+/** Requests that a worker has from other routers, as far as its reports tell. */
+uint32_t policy_others(const struct policy *p, uint32_t worker);
 void policy_stats(const struct policy *p, struct policy_stats *out);
 
 #endif

@@ -14,6 +14,8 @@ struct policy_worker {
     bool joined, eligible, reported, needs_state;
     uint32_t own_running, other_running, waiting; /* requests */
     uint64_t own_queued, other_queued;            /* uncached tokens without a first token yet */
+    uint32_t peak_running;                        /* of own_running, since the last report */
+    uint64_t peak_queued;
     uint64_t free_tokens, total_tokens;
     uint64_t n_given;
     uint32_t serial;    /* tells apart workers of one number */
