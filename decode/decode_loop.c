@@ -47,11 +47,19 @@ static void drop(struct decode_loop *l, struct request *r, const char *why)
         finish(l, r, why);
 }
 
+/* The prefill worker that the router chose, when it was the prompt that could not be computed. */
+static const char *request_blames(const struct request *r)
+{
+    return r->state != REQ_RUNNING && r->n_prefills > 0 && r->last_error.code != ST_OK
+               ? r->prefills[0]
+               : NULL;
+}
+
 static void fail(struct decode_loop *l, struct request *r, const struct status *error)
 {
     log_warn("%s: failed: %s", r->rid, error->msg);
     if (r->router != NULL)
-        router_fail(r->router, r->id, error);
+        router_fail(r->router, r->id, error, request_blames(r));
     decode_metrics_end(&l->metrics, error->code);
     drop(l, r, error->msg);
 }
@@ -182,7 +190,7 @@ static void on_submit(struct decode_loop *l, struct router *router,
         r = NULL;
     }
     if (r == NULL) {
-        router_fail(router, m->request_id, &st);
+        router_fail(router, m->request_id, &st, NULL);
         decode_metrics_end(&l->metrics, st.code);
         return;
     }

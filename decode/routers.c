@@ -23,6 +23,7 @@ struct failure {
     Baton__V1__DecodeFailed failed;
     Baton__V1__Error error;
     char message[sizeof(((struct status *)0)->msg)];
+    char prefill[128]; /* "": none */
 };
 
 struct router {
@@ -160,7 +161,8 @@ void router_emit(struct router *r, struct request *q, uint32_t n)
     }
 }
 
-void router_fail(struct router *r, uint64_t request_id, const struct status *error)
+void router_fail(struct router *r, uint64_t request_id, const struct status *error,
+                 const char *prefill)
 {
     struct failure *f;
 
@@ -171,6 +173,7 @@ void router_fail(struct router *r, uint64_t request_id, const struct status *err
     f->failed.request_id = request_id;
     f->error.code = error->code;
     memcpy(f->message, error->msg, sizeof(f->message));
+    snprintf(f->prefill, sizeof(f->prefill), "%s", prefill == NULL ? "" : prefill);
 }
 
 static void flush(struct router_list *l, struct router *r)
@@ -205,6 +208,7 @@ static void flush(struct router_list *l, struct router *r)
 
         f->error.message = f->message;
         f->failed.error = &f->error;
+        f->failed.prefill = f->prefill[0] != '\0' ? f->prefill : NULL;
         reply.failed[i] = &f->failed;
     }
     r->n_emissions = r->n_failures = 0;

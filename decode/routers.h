@@ -31,8 +31,10 @@ void router_list_closed(struct router_list *l, struct session_link *link);
  * time. */
 void router_emit(struct router *r, struct request *q, uint32_t n);
 
-/** Notes that a request is over without a finish. */
-void router_fail(struct router *r, uint64_t request_id, const struct status *error);
+/** Notes that a request is over without a finish. prefill: the prefill worker at fault, as the
+ * request named it; NULL: none. */
+void router_fail(struct router *r, uint64_t request_id, const struct status *error,
+                 const char *prefill);
 
 /**
  * Sends what was noted. A router that does not read (its queue is full) loses its session: it

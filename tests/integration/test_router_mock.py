@@ -378,6 +378,19 @@ def test_a_client_that_does_not_read_is_cut_off_and_memory_stays(cluster):
     assert get(c.url + "/health")[0] == 200
 
 
+def test_a_stream_past_its_output_bound_is_ended_and_cancelled(cluster):
+    c = cluster(context=200000, router_args=["--max-output-bytes", 65536])
+    with c.connect() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps({"stream": True, "rid": "sloth", **OFF, "max_tokens": 150000, "messages": [
+            {"role": "user", "content": directive(text="word " * 10, repeat=14000)}]}).encode()
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        wait_until("cancelled", lambda: "cancel sloth" in c.decodes[0].text())
+    assert "sloth: cut off: the client does not read" in c.router.text()
+    assert c.metric("baton_router_client_gone_total") == 1
+    assert c.metric("baton_router_running_requests") == 0
+
+
 def stream_text(stream):
     got = ""
     for chunk in stream:
