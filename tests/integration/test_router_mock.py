@@ -383,7 +383,7 @@ def test_a_stream_past_its_output_bound_is_ended_and_cancelled(cluster):
     with c.connect() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = json.dumps({"stream": True, "rid": "sloth", **OFF, "max_tokens": 150000, "messages": [
-            {"role": "user", "content": directive(text="word " * 10, repeat=14000)}]}).encode()
+            {"role": "user", "content": directive(text="word " * 10, repeat=14000, batch=4)}]}).encode()
         s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         wait_until("cancelled", lambda: "cancel sloth" in c.decodes[0].text())
     assert "sloth: cut off: the client does not read" in c.router.text()
