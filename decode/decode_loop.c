@@ -311,8 +311,10 @@ void decode_loop_run(struct decode_loop *l)
         free_done(l);
         engine_get_stats(l->engine, &stats);
         worker_load(l->w, &stats);
-        if (!idle)
+        if (!idle) {
             decode_metrics_step(&l->metrics, &stats);
+            step_trace_add(l->w->trace, &stats);
+        }
         decode_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
     }
 }

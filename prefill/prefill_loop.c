@@ -340,8 +340,10 @@ void prefill_loop_run(struct prefill_loop *l)
         drop_gone(l);
         engine_get_stats(l->engine, &stats);
         worker_load(l->w, &stats);
-        if (!idle)
+        if (!idle) {
             prefill_metrics_step(&l->metrics, &stats);
+            step_trace_add(l->w->trace, &stats);
+        }
         prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
     }
 }

@@ -99,14 +99,14 @@ static enum status_code open_kernels(struct model *m, const struct model_options
     return status_ok(st);
 }
 
-static enum status_code compute_geometry(struct model *m, struct status *st)
+enum status_code model_geometry_of(const struct model_config *c, struct kv_geometry *out,
+                                   struct status *st)
 {
-    const struct model_config *c = &m->config;
     struct kv_geometry_params p = {
         c->n_layers + c->n_mtp, c->compress_ratios, c->head_dim, c->rope_dim,
         c->index_head_dim,      c->window};
 
-    return kv_geometry_init(&m->geometry, &p, st);
+    return kv_geometry_init(out, &p, st);
 }
 
 /* Ints of a whole batch; see upload(). */
@@ -123,7 +123,7 @@ static size_t staging_len(const struct model *m)
 static enum status_code open_parts(struct model *m, const struct model_options *opt,
                                    struct status *st)
 {
-    if (model_config_read(opt->path, &m->config, st) != ST_OK || compute_geometry(m, st) != ST_OK ||
+    if (model_config_read(opt->path, &m->config, st) != ST_OK || model_geometry_of(&m->config, &m->geometry, st) != ST_OK ||
         safetensors_open(opt->path, &m->files, st) != ST_OK || open_kernels(m, opt, st) != ST_OK)
         return st->code;
     if (weights_load(m->files, &m->config, &m->kernels, &m->weights, st) != ST_OK)
@@ -195,6 +195,16 @@ uint64_t model_fingerprint(const struct model *m)
 uint64_t model_weight_bytes(const struct model *m)
 {
     return m->weights->bytes;
+}
+
+void model_weight_classes(const struct model *m, uint64_t *out)
+{
+    memcpy(out, m->weights->class_bytes, sizeof(m->weights->class_bytes));
+}
+
+uint64_t model_workspace_bytes(const struct model *m)
+{
+    return m->ws.bytes;
 }
 
 const char *model_backend_name(const struct model *m)

@@ -37,6 +37,10 @@ struct model_options {
 enum status_code model_open(const struct model_options *opt, struct model **out, struct status *st);
 void model_free(struct model *m);
 
+/** The KV layout of a checkpoint that is not open. @return as kv_geometry_init() */
+enum status_code model_geometry_of(const struct model_config *c, struct kv_geometry *out,
+                                   struct status *st);
+
 const struct model_config *model_get_config(const struct model *m);
 const struct kv_geometry *model_get_geometry(const struct model *m);
 
@@ -46,6 +50,24 @@ uint64_t model_fingerprint(const struct model *m);
 
 /** Total bytes of weights on the device. */
 uint64_t model_weight_bytes(const struct model *m);
+
+/* What weights are for, by the names of their tensors. */
+enum weight_class {
+    WEIGHTS_EXPERTS,
+    WEIGHTS_SHARED,
+    WEIGHTS_ATTENTION,
+    WEIGHTS_VOCABULARY,
+    WEIGHTS_MTP,
+    WEIGHTS_OTHER,
+    WEIGHT_CLASSES
+};
+extern const char *const weight_class_names[WEIGHT_CLASSES];
+
+/** The same by class. @param out  [WEIGHT_CLASSES] */
+void model_weight_classes(const struct model *m, uint64_t *out);
+
+/** Bytes of the buffers of a step, logits included. */
+uint64_t model_workspace_bytes(const struct model *m);
 
 /** "cpu-avx512" and the like. */
 const char *model_backend_name(const struct model *m);

@@ -22,11 +22,32 @@ struct loader {
     const struct model_config *c;
     struct kernels *k; /* NULL: check only */
     bool *used;        /* [tensors] */
-    uint64_t bytes;
+    uint64_t bytes, class_bytes[WEIGHT_CLASSES];
     struct status *st;
 };
 
 /* ---- one tensor ---- */
+
+const char *const weight_class_names[WEIGHT_CLASSES] = {
+    [WEIGHTS_EXPERTS] = "experts",
+    [WEIGHTS_SHARED] = "shared experts",
+    [WEIGHTS_ATTENTION] = "attention",
+    [WEIGHTS_VOCABULARY] = "embedding and head",
+    [WEIGHTS_MTP] = "MTP",
+    [WEIGHTS_OTHER] = "other",
+};
+
+static enum weight_class class_of(const char *name)
+{
+    return strncmp(name, "mtp.", 4) == 0               ? WEIGHTS_MTP
+           : strstr(name, ".shared_experts.") != NULL  ? WEIGHTS_SHARED
+           : strstr(name, ".experts.") != NULL         ? WEIGHTS_EXPERTS
+           : strstr(name, ".attn.") != NULL            ? WEIGHTS_ATTENTION
+           : strncmp(name, "embed.", 6) == 0 ||
+                   strncmp(name, "head.", 5) == 0
+               ? WEIGHTS_VOCABULARY
+               : WEIGHTS_OTHER;
+}
 
 static const struct tensor *find(struct loader *l, const char *name)
 {
@@ -39,6 +60,7 @@ static const struct tensor *find(struct loader *l, const char *name)
     }
     l->used[t - safetensors_all(l->s, &n)] = true;
     l->bytes += t->bytes;
+    l->class_bytes[class_of(name)] += t->bytes;
     return t;
 }
 
@@ -378,6 +400,7 @@ enum status_code weights_load(const struct safetensors *s, const struct model_co
     if (!load_all(&l, w) || !check_extra(&l))
         goto done;
     w->bytes = l.bytes;
+    memcpy(w->class_bytes, l.class_bytes, sizeof(w->class_bytes));
     *out = w;
     w = NULL;
     status_ok(st);

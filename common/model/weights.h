@@ -9,6 +9,7 @@
 #define BATON_COMMON_MODEL_WEIGHTS_H
 
 #include "common/model/config.h"
+#include "common/model/model.h"
 #include "common/model/safetensors.h"
 #include "kernels/kernels.h"
 
@@ -59,6 +60,7 @@ struct weights {
     struct mtp_weights *mtp;      /* [n_mtp] */
     int n_layers, n_mtp, n_experts;
     uint64_t bytes; /* of the checkpoint's tensors in use */
+    uint64_t class_bytes[WEIGHT_CLASSES];
 };
 
 /**

@@ -1,5 +1,6 @@
 #include "common/worker/worker.h"
 
+#include <dirent.h>
 #include <event2/event.h>
 #include <event2/thread.h>
 #include <inttypes.h>
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/base/log.h"
@@ -16,9 +18,6 @@
 
 /* State slots beyond the running requests: those whose old slot a lost peer may still write. */
 enum { SPARE_SLOTS = 8 };
-
-/* States at page boundaries get one part in that many of the page pool's bytes, beside it. */
-enum { SNAPSHOT_SHARE = 4, SNAPSHOTS_LEAST = 4 };
 
 /* ---- flags ---- */
 
@@ -32,7 +31,6 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         .log_level = "info",
         .kv_transport = "auto",
         .kv_require = "none",
-        .max_total_tokens = 65536,
         .max_running_requests = 64,
         .chunked_prefill_size = 2048,
         .schedule_policy = "fcfs",
@@ -56,8 +54,12 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "kernel threads; 0: one per CPU"},
         {"context-length", FLAG_INT, &o->context_length, 0, 1048576, .arg = "TOKENS",
          .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
-        {"max-total-tokens", FLAG_INT, &o->max_total_tokens, KV_PAGE_TOKENS, 1u << 30,
-         .arg = "TOKENS", .help = "size of the KV page pool"},
+        {"max-total-tokens", FLAG_INT, &o->max_total_tokens, 0, 1u << 30, .arg = "TOKENS",
+         .help = "size of the KV page pool; 0: what the next two leave, or else 65536"},
+        {"kv-cache-bytes", FLAG_INT, &o->kv_cache_bytes, 0, INT64_MAX, .arg = "BYTES",
+         .help = "memory of all KV, pages, slots and snapshots, at most"},
+        {"mem-fraction-static", FLAG_FLOAT, &o->mem_fraction_static, 0, 1,
+         .arg = "SHARE", .help = "of the memory, for weights and KV together, at most"},
         {"max-running-requests", FLAG_INT, &o->max_running_requests, 1, 4096, .arg = "N",
          .help = "requests at once"},
         {"chunked-prefill-size", FLAG_INT, &o->chunked_prefill_size, 1, 65536, .arg = "TOKENS",
@@ -82,6 +84,8 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "drafts are a chain"},
         {"speculative-max-batch-size", FLAG_INT, &o->speculative_max_batch, 1, 4096, .arg = "N",
          .help = "no drafts while more requests run"},
+        {"step-trace", FLAG_STRING, &o->step_trace, .arg = "FILE",
+         .help = "write every step's phases as a Chrome trace"},
         {"kv-transport", FLAG_CHOICE, &o->kv_transport, .choices = "auto|rdma|nvlink|shm|tcp",
          .help = "how KV pages travel between workers"},
         {"kv-require", FLAG_CHOICE, &o->kv_require, .choices = "none|rdma|nvlink|shm|tcp",
@@ -133,6 +137,47 @@ static enum status_code open_transfer(struct worker *w, struct status *st)
     if (w->opt.inject_kv_flips > 0)
         transfer_inject_flips(w->transfer, (int)w->opt.inject_kv_flips);
     return ST_OK;
+}
+
+/* Bytes of the checkpoint's shards; what is wrong with them is told when they are opened. */
+static uint64_t shard_bytes(const char *path)
+{
+    uint64_t sum = 0;
+    DIR *d = opendir(path);
+
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        const char *dot = strrchr(e->d_name, '.');
+        struct stat info;
+
+        if (dot != NULL && strcmp(dot, ".safetensors") == 0 &&
+            fstatat(dirfd(d), e->d_name, &info, 0) == 0)
+            sum += (uint64_t)info.st_size;
+    }
+    if (d != NULL)
+        closedir(d);
+    return sum;
+}
+
+static enum status_code settle_memory(struct worker *w, const struct model_config *c,
+                                      struct status *st)
+{
+    const struct worker_options *o = &w->opt;
+    struct memory_limits limits = memory_limits_read();
+    struct memory_ask ask = {
+        .max_total_tokens = o->max_total_tokens,
+        .kv_cache_bytes = o->kv_cache_bytes,
+        .mem_fraction_static = o->mem_fraction_static,
+        .weight_bytes = shard_bytes(o->model_path),
+        .n_slots = (uint32_t)o->max_running_requests + SPARE_SLOTS,
+        .n_snapshots = o->prefix_snapshots,
+        .keep_snapshots = !o->disable_radix_cache && (strcmp(w->role, "prefill") == 0 ||
+                                                      o->local_prefill_max_tokens > 0),
+    };
+    struct kv_geometry g;
+
+    if (model_geometry_of(c, &g, st) != ST_OK)
+        return st->code;
+    return memory_plan_make(&ask, &limits, &g, &w->memory, st);
 }
 
 /* Longest request: what was asked for, or what the model allows; never more than the pool holds. */
@@ -191,6 +236,7 @@ static enum status_code settle_engine(struct worker *w, struct status *st)
                   : o->schedule_policy[0] == 'p' ? SCHEDULE_PRIORITY
                                                  : SCHEDULE_LPM,
         .prefix_cache = !o->disable_radix_cache,
+        .n_snapshots = w->memory.n_snapshots,
         .snapshot_prompts = prefill || local,
         .snapshot_turns = local,
         .draft_tokens = mtp && !prefill ? (int)o->speculative_num_steps : 0,
@@ -217,27 +263,15 @@ static enum status_code open_model(struct worker *w, struct status *st)
     return model_open(&m, &w->model, st);
 }
 
-/* Where none are asked for, states at page boundaries get a share of the page pool's bytes. */
-static void settle_snapshots(struct worker *w)
-{
-    struct engine_options *e = &w->engine_options;
-    uint64_t pages = w->kv.n_pages * w->geometry->page_bytes;
-
-    if (!e->prefix_cache || !(e->snapshot_prompts || e->snapshot_turns))
-        return;
-    e->n_snapshots = (uint32_t)w->opt.prefix_snapshots;
-    if (w->opt.prefix_snapshots < 0)
-        e->n_snapshots =
-            (uint32_t)(pages / SNAPSHOT_SHARE / kv_snapshot_bytes(w->geometry)) + SNAPSHOTS_LEAST;
-}
-
 /* KV memory that every transport can reach; the CPU backend takes any host memory. */
 static enum status_code open_kv(struct worker *w, struct status *st)
 {
-    uint32_t n_pages = kv_pages_for((uint64_t)w->opt.max_total_tokens);
-    uint32_t n_slots = (uint32_t)w->opt.max_running_requests + SPARE_SLOTS;
+    uint32_t n_pages = w->memory.n_pages, n_slots = w->memory.n_slots;
+    struct memory_limits limits = memory_limits_read(); /* the weights are in by now */
     void *pages, *slots;
 
+    if (memory_plan_check(&w->memory, &limits, st) != ST_OK)
+        return st->code;
     w->geometry = model_get_geometry(w->model);
     if (transfer_slab_alloc(w->transfer, HANDOFF_SLAB_PAGES, n_pages * w->geometry->page_bytes,
                             &pages, st) != ST_OK ||
@@ -256,7 +290,6 @@ static enum status_code open_kv(struct worker *w, struct status *st)
     if (slab_new("KV page", n_pages, &w->pages, st) != ST_OK ||
         slab_new("state slot", n_slots, &w->slots, st) != ST_OK)
         return st->code;
-    settle_snapshots(w);
     return status_ok(st);
 }
 
@@ -271,22 +304,14 @@ enum status_code worker_engine_new(struct worker *w, const struct engine_events 
 
 static void log_plan(const struct worker *w)
 {
-    const double mib = 1 << 20;
-
     log_info("model %s on %s, fingerprint %016" PRIx64 ", KV layout %016" PRIx64, w->opt.model_path,
              model_backend_name(w->model), model_fingerprint(w->model),
              kv_geometry_fingerprint(w->geometry));
-    log_info(
-        "memory: weights %.1f MiB, KV pages %u x %.1f KiB = %.1f MiB, state slots %u x %.1f KiB "
-        "= %.1f MiB; %" PRIu64 " bytes of KV per token",
-        (double)model_weight_bytes(w->model) / mib, w->kv.n_pages,
-        (double)w->geometry->page_bytes / 1024,
-        w->kv.n_pages * (double)w->geometry->page_bytes / mib, w->kv.n_slots,
-        (double)w->geometry->slot_bytes / 1024,
-        w->kv.n_slots * (double)w->geometry->slot_bytes / mib,
-        w->geometry->page_bytes / KV_PAGE_TOKENS);
-    log_info("limits: context %" PRId64 " tokens, %" PRId64 " requests at once, pool %u tokens",
-             w->context_length, w->opt.max_running_requests, w->kv.n_pages * KV_PAGE_TOKENS);
+    memory_plan_log(&w->memory, w->model);
+    log_info("limits: context %" PRId64 " tokens, %" PRId64 " requests at once, pool %" PRIu64
+             " tokens",
+             w->context_length, w->opt.max_running_requests,
+             (uint64_t)w->kv.n_pages * KV_PAGE_TOKENS);
 }
 
 static void identify(void *arg, Baton__V1__Identity *out)
@@ -297,7 +322,6 @@ static void identify(void *arg, Baton__V1__Identity *out)
 enum status_code worker_open(struct worker *w, struct status *st)
 {
     struct model_config config;
-    int64_t pool_tokens = kv_pages_for((uint64_t)w->opt.max_total_tokens) * KV_PAGE_TOKENS;
 
     if (w->opt.model_path == NULL)
         return status_set(st, ST_INVALID, "--model-path is needed: the checkpoint directory");
@@ -305,13 +329,18 @@ enum status_code worker_open(struct worker *w, struct status *st)
         return status_set(st, ST_INTERNAL, "the system gives no random numbers");
     w->incarnation |= 1; /* never 0: absent */
     if (model_config_read(w->opt.model_path, &config, st) != ST_OK ||
-        settle_context(w, pool_tokens, config.max_position, st) != ST_OK ||
+        settle_memory(w, &config, st) != ST_OK ||
+        settle_context(w, (int64_t)w->memory.n_pages * KV_PAGE_TOKENS, config.max_position, st) !=
+            ST_OK ||
         settle_engine(w, st) != ST_OK)
         return st->code;
     if (mailbox_new(&w->engine, st) != ST_OK || open_transfer(w, st) != ST_OK ||
         open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)
         return st->code;
     log_plan(w);
+    if (w->opt.step_trace != NULL &&
+        step_trace_open(w->opt.step_trace, w->role, &w->trace, st) != ST_OK)
+        return st->code;
     evthread_use_pthreads(); /* worker_quit() wakes the loop from the engine thread */
     w->metrics = metrics_new();
     w->base = event_base_new();
@@ -444,6 +473,7 @@ void worker_close(struct worker *w)
     if (w->rpc != NULL)
         rpc_stop(w->rpc);
     publisher_stop(w->publisher);
+    step_trace_close(w->trace);
     if (w->transfer != NULL)
         transfer_stop(w->transfer);
     model_free(w->model);

@@ -19,10 +19,12 @@
 #include "common/base/mailbox.h"
 #include "common/base/metrics.h"
 #include "common/engine/engine.h"
+#include "common/engine/step_trace.h"
 #include "common/kv/slab.h"
 #include "common/model/model.h"
 #include "common/rpc/rpc.h"
 #include "common/transfer/transfer.h"
+#include "common/worker/memory_plan.h"
 #include "common/worker/publisher.h"
 
 enum { WORKER_PROTOCOL = 1, WORKER_ADMIN_PORT_OFFSET = 1000 };
@@ -36,12 +38,14 @@ struct worker_options {
     int64_t port, admin_port; /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
     int64_t threads;          /* 0: one per CPU */
     int64_t context_length;   /* 0: what the model and the pool allow */
-    int64_t max_total_tokens; /* size of the page pool */
+    int64_t max_total_tokens; /* size of the page pool; 0: by the memory, or a default */
+    int64_t kv_cache_bytes;   /* 0: not given */
+    double mem_fraction_static;
     int64_t max_running_requests;
     int64_t chunked_prefill_size; /* tokens of one prefill step */
     int64_t
         local_prefill_max_tokens; /* decode: uncached tails up to that many it computes itself */
-    const char *schedule_policy;
+    const char *schedule_policy, *step_trace;
     bool disable_radix_cache;
     int64_t prefix_snapshots; /* states kept at page boundaries; -1: a share of the KV memory */
     const char *speculative_algorithm;
@@ -60,6 +64,8 @@ struct worker {
     const struct kv_geometry *geometry;
     struct kv_memory kv;
     struct slab *pages, *slots;
+    struct memory_plan memory;
+    struct step_trace *trace;             /* NULL: not asked for */
     struct engine_options engine_options; /* what the flags mean for the engine */
     struct transfer *transfer;
     struct rpc *rpc;

@@ -2,6 +2,7 @@
 probabilities. Whatever the engine does to be fast, the text stays the same."""
 import json
 import math
+import re
 import struct
 import urllib.request
 
@@ -106,6 +107,31 @@ def test_drafts_change_no_token(demo_model, process):
     assert drafting.metric(1, "baton_speculation_drafted_total") > 100
     for p in (plain, drafting):
         p.stop()
+
+
+def test_every_step_is_traced(demo_model, process, tmp_path):
+    trace = tmp_path / "trace.json"
+    p = Pair(process, demo_model, decode_args=["--step-trace", trace])
+    p.ask(ids_of(30), 10)
+    p.stop()
+    events = json.loads(trace.read_text())
+    steps = [e for e in events if e["name"] == "step"]
+    assert len(steps) == 9 and all(e["args"]["tokens"] == 1 for e in steps)
+    assert {"schedule", "forward", "sample"} <= {e["name"] for e in events}
+
+
+def test_memory_that_cannot_be_had_is_refused_with_the_numbers(demo_model, process):
+    for args, why in ((["--max-total-tokens", 1000000000], "lower --max-total-tokens"),
+                      (["--kv-cache-bytes", 1000000], "raise --kv-cache-bytes"),
+                      (["--mem-fraction-static", 0.0001], "--mem-fraction-static")):
+        w = process("decode", ["--model-path", demo_model, "--port", free_port(), *args])
+        w.p.wait(60)
+        assert w.p.returncode == 1 and why in w.text() and "MiB" in w.text(), w.text()
+    w = process("prefill", ["--model-path", demo_model, "--port", free_port(), "--kv-cache-bytes", 200_000_000])
+    wait_until("plan", lambda: "all together" in w.text())
+    pages, slots, states = (float(x) for x in re.search(
+        r"KV pages \d+ x [\d.]+ KiB = ([\d.]+) MiB.* = ([\d.]+) MiB; snapshots .* = ([\d.]+) MiB", w.text()).groups())
+    assert 150 < (pages + slots + states) * 1.048576 <= 200
 
 
 def log_softmax(row):
