@@ -24,7 +24,7 @@
 static const double attention_gain = 0.06, expert_gain = 0.02;
 static const float key_gain = 2;
 
-enum { LAYERS_MAX = 16, TENSORS_MAX = 512, HC = 4, INDEX_HEAD_DIM = 128 };
+enum { LAYERS_MAX = 64, TENSORS_MAX = 4096, HC = 4, INDEX_HEAD_DIM = 128 };
 
 /* What differs between the presets; the rest of config.json is the same for all. */
 struct preset {
@@ -95,7 +95,43 @@ static const struct preset presets[] = {
      2.5,
      768,
      13},
+    /* The releases' own geometry; ratios as release_ratios() says. */
+    {"flash", 4096, 43, 64, 512, 1024, 8, 1024, {0}, 64, 512, 256, 6, 2048, 3, 1.5, 129280, 14},
+    {"pro", 7168, 61, 128, 512, 1536, 16, 1024, {128}, 64, 1024, 384, 6, 3072, 3, 2.5, 129280, 15},
 };
+
+/* Two layers of the first one's ratio, then 4 and 128 in turn; the MTP block's is 0. */
+static void release_ratios(struct preset *p)
+{
+    p->ratios[1] = p->ratios[0];
+    for (int i = 2; i < p->n_layers; i++)
+        p->ratios[i] = i % 2 == 0 ? 4 : 128;
+    p->ratios[p->n_layers] = 0;
+}
+
+/* What the options change of a release's shape: fewer layers, fewer experts and a smaller
+ * vocabulary; heads and each expert stay as they are. */
+static enum status_code cut_release(struct preset *p, const struct checkpoint_options *opt,
+                                    struct status *st)
+{
+    if (opt->n_layers > p->n_layers || opt->scale < 0 || opt->scale > 1)
+        return status_set(st, ST_INVALID,
+                          "%d layers at scale %g: %s has %d layers, and scale is "
+                          "0 to 1",
+                          opt->n_layers, opt->scale, p->name, p->n_layers);
+    if (opt->n_layers > 0)
+        p->n_layers = opt->n_layers;
+    if (p->n_hash_layers > p->n_layers)
+        p->n_hash_layers = p->n_layers;
+    if (opt->scale > 0) {
+        p->n_experts = (int)(p->n_experts * opt->scale + 0.5);
+        p->n_experts = p->n_experts < 2 * p->n_active ? 2 * p->n_active : p->n_experts;
+        p->vocab = (int)(p->vocab * opt->scale / 128 + 0.5) * 128;
+        p->vocab = p->vocab < 1024 ? 1024 : p->vocab;
+    }
+    release_ratios(p);
+    return status_ok(st);
+}
 
 uint64_t random_stream_key(int64_t seed, const char *name)
 {
@@ -596,11 +632,14 @@ static int by_line(const void *a, const void *b)
 
 static enum status_code write_index(struct maker *m, struct status *st)
 {
-    char *text = (char *)buf_cstr(&m->map), *lines[65536];
-    size_t n = 0;
+    char *text = (char *)buf_cstr(&m->map), **lines;
+    size_t n = 0, most = 1;
     struct buf b = {0};
 
-    for (char *line = strtok(text, "\n"); line != NULL && n < 65536; line = strtok(NULL, "\n"))
+    for (const char *p = text; *p != '\0'; p++)
+        most += *p == '\n';
+    lines = allocate(most * sizeof(*lines));
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n"))
         lines[n++] = line;
     qsort(lines, n, sizeof(*lines), by_line);
     buf_printf(&b,
@@ -609,6 +648,7 @@ static enum status_code write_index(struct maker *m, struct status *st)
     for (size_t i = 0; i < n; i++)
         buf_printf(&b, "%s%s\n", lines[i], i + 1 < n ? "," : "");
     buf_puts(&b, "  }\n}\n");
+    free(lines);
     write_file(m->dir, "model.safetensors.index.json", &b, st);
     buf_deinit(&b);
     return st->code;
@@ -626,8 +666,13 @@ enum status_code checkpoint_make(const char *dir, const struct checkpoint_option
         *m = (struct maker){.dir = dir, .p = presets[i], .experts = opt->experts, .st = st};
     }
     if (m == NULL)
-        return status_set(st, ST_INVALID, "no preset '%s': there are tiny, flashlike and prolike",
+        return status_set(st, ST_INVALID,
+                          "no preset '%s': there are tiny, flashlike, prolike, flash and pro",
                           opt->preset);
+    if (m->p.hidden >= 4096 && cut_release(&m->p, opt, st) != ST_OK) {
+        free(m);
+        return st->code;
+    }
     m->seed = opt->seed >= 0 ? opt->seed : m->p.seed;
     m->n_shards = m->p.n_layers + 3;
     if (opt->vocab_size > 0)

@@ -21,15 +21,18 @@ enum checkpoint_experts {
 };
 
 struct checkpoint_options {
-    const char *preset; /* "tiny", "flashlike", "prolike" */
+    const char *preset; /* "tiny", "flashlike", "prolike"; "flash", "pro": a release's geometry */
     enum checkpoint_experts experts;
     int vocab_size; /* 0: the preset's */
+    int n_layers;   /* flash, pro: the first so many layers; 0: all */
+    double scale;   /* flash, pro: share of experts and vocabulary, (0, 1]; 0: all */
     int64_t seed;   /* < 0: the preset's */
 };
 
 /**
  * Writes config.json, the shards and their index into dir (made if missing).
- * @return ST_OK; ST_INVALID for an unknown preset or when a file cannot be written
+ * @return ST_OK; ST_INVALID for an unknown preset, more layers than it has, or when a file cannot
+ * be written
  */
 enum status_code checkpoint_make(const char *dir, const struct checkpoint_options *opt,
                                  struct status *st);

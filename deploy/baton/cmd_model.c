@@ -145,6 +145,49 @@ static enum checkpoint_experts experts_named(const char *name)
                                       : EXPERTS_FP8_CONVERTED;
 }
 
+int cmd_make_checkpoint(int argc, char **argv)
+{
+    const char *like = NULL, *experts = "fp4", *tokenizer = NULL, *dir = NULL;
+    int64_t layers = 0, seed = -1;
+    double scale = 1;
+    const struct flag flags[] = {
+        {"like", FLAG_CHOICE, &like, .choices = "flash|pro",
+         .help = "whose heads, experts and pattern of layers it has"},
+        {"layers", FLAG_INT, &layers, 0, 61, .arg = "N",
+         .help = "only the first so many, and the MTP block; 0: all"},
+        {"scale", FLAG_FLOAT, &scale, 0, 1, .arg = "S",
+         .help = "share of the experts and of the vocabulary; each expert keeps its shape"},
+        {"experts", FLAG_CHOICE, &experts, .choices = "fp4|fp8|fp8-converted",
+         .help = "as the Instruct releases, as Base, or FP4 cast to FP8 without loss"},
+        {"seed", FLAG_INT, &seed, -1, 9e15, .arg = "N", .help = "-1: the shape's own"},
+        {"tokenizer", FLAG_STRING, &tokenizer, .arg = "FILE",
+         .help = "copied in as tokenizer.json"},
+        {0},
+    };
+    struct checkpoint_options opt;
+    size_t n = 1;
+    struct status st;
+
+    log_init("baton", LOG_WARN);
+    if (flags_parse(flags, argc, argv, &n, &dir, &st) == ST_CANCELLED) {
+        flags_help(flags, "usage: baton make-checkpoint DIR --like flash|pro [flags]\n\nWrites a "
+                          "random checkpoint of a release's geometry, for benchmarks and tests.");
+        return 0;
+    }
+    if (st.code == ST_OK && (n == 0 || like == NULL))
+        status_set(&st, ST_INVALID, "a directory to write and --like are needed");
+    opt = (struct checkpoint_options){.preset = like,
+                                      .experts = experts_named(experts),
+                                      .n_layers = (int)layers,
+                                      .scale = scale,
+                                      .seed = seed};
+    if (st.code == ST_OK && checkpoint_make(dir, &opt, &st) == ST_OK)
+        write_text_side(dir, tokenizer, &st);
+    if (st.code != ST_OK)
+        fprintf(stderr, "baton make-checkpoint: %s\n", st.msg);
+    return st.code == ST_OK ? 0 : 1;
+}
+
 int cmd_demo_checkpoint(int argc, char **argv)
 {
     const char *preset = NULL, *experts = "fp4", *tokenizer = NULL, *dir = NULL;

@@ -37,5 +37,6 @@ int cmd_generate(int argc, char **argv);
 int cmd_logits(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_demo_checkpoint(int argc, char **argv);
+int cmd_make_checkpoint(int argc, char **argv);
 
 #endif

@@ -24,6 +24,8 @@ static const struct {
     {"bench-text", cmd_bench_text, "how fast text is tokenized, rendered and parsed here"},
     {"logits", cmd_logits, "runs a checkpoint over tokens: logits, greedy continuation, MTP"},
     {"checkpoint", cmd_checkpoint, "lists and validates a checkpoint directory"},
+    {"make-checkpoint", cmd_make_checkpoint,
+     "write a random checkpoint with the geometry of V4-Flash or V4-Pro"},
     {"demo-checkpoint", cmd_demo_checkpoint,
      "writes a small random checkpoint in the released format"},
 };
