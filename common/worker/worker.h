@@ -81,7 +81,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 31 };
+enum { WORKER_FLAGS = 34 };
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**
