@@ -189,7 +189,8 @@ static enum status_code read_file(FILE *f, struct key **list, size_t *n, struct 
 /* A key that was there before keeps its number and what it has left. */
 static void keep_accounts(struct keys *ks, struct key *k)
 {
-    const struct key *old = bsearch(k, ks->list, ks->n, sizeof(*k), by_hash);
+    const struct key *old =
+        ks->n == 0 ? NULL : bsearch(k, ks->list, ks->n, sizeof(*k), by_hash);
 
     k->id = old != NULL ? old->id : ++ks->next_id;
     if (old == NULL)
@@ -211,7 +212,8 @@ static enum status_code install(struct keys *ks, struct key *list, size_t n, str
         }
     for (size_t i = 0; i < n; i++)
         keep_accounts(ks, &list[i]);
-    qsort(list, n, sizeof(*list), by_hash);
+    if (n > 0)
+        qsort(list, n, sizeof(*list), by_hash);
     for (size_t i = 1; i < n; i++)
         if (by_hash(&list[i - 1], &list[i]) == 0) {
             status_set(st, ST_INVALID, "the key %s is there twice", list[i].name);

@@ -64,7 +64,7 @@ uint32_t ring_find(struct ring *r, uint64_t key, bool (*fits)(void *arg, uint32_
 {
     size_t lo = 0, hi = r->n;
 
-    if (!r->sorted)
+    if (!r->sorted && r->n > 0)
         qsort(r->points, r->n, sizeof(*r->points), by_place);
     r->sorted = true;
     while (lo < hi) {
