@@ -117,6 +117,36 @@ static void list(struct router_thread *t, struct http_exchange *x)
     buf_deinit(&body);
 }
 
+/* Appends one metric of both roles' policies. */
+static void put_index(struct router_thread *t, struct buf *out, const char *name, const char *help,
+                      const char *type, double (*value)(const struct policy_stats *))
+{
+    buf_printf(out, "# HELP baton_router_%s %s\n# TYPE baton_router_%s %s\n", name, help, name,
+               type);
+    for (int role = 0; role < 2; role++) {
+        struct policy_stats s;
+
+        policy_stats(workers_policy(t->workers, role), &s);
+        buf_printf(out, "baton_router_%s{role=\"%s\"} %.9g\n", name, worker_role_name(role),
+                   value(&s));
+    }
+}
+
+static double index_pages(const struct policy_stats *s)
+{
+    return (double)s->index_pages;
+}
+
+static double index_bytes(const struct policy_stats *s)
+{
+    return (double)(s->index_bytes + s->tree_bytes);
+}
+
+static double index_dropped(const struct policy_stats *s)
+{
+    return (double)s->index_dropped_total;
+}
+
 void api_workers_metrics(struct router_thread *t, struct buf *out)
 {
     static const struct {
@@ -127,6 +157,7 @@ void api_workers_metrics(struct router_thread *t, struct buf *out)
         {"worker_running_requests", "Requests of this router on the worker."},
         {"worker_load_seconds", "What the worker is believed to need for what it has."},
         {"worker_free_pages", "KV pages that are free or can be made so, as it says."},
+        {"worker_breaker_open", "1 while the worker gets no requests because it failed some."},
     };
 
     for (size_t g = 0; g < sizeof(gauges) / sizeof(gauges[0]); g++) {
@@ -135,14 +166,22 @@ void api_workers_metrics(struct router_thread *t, struct buf *out)
         for (int role = 0; role < 2; role++)
             for (size_t i = 0; i < workers_count(t->workers, role); i++) {
                 const struct worker *w = workers_at(t->workers, role, i);
-                double v[] = {w->state == WORKER_READY, worker_usable(w), w->n_running,
+                double v[] = {w->state == WORKER_READY,
+                              worker_usable(w),
+                              w->n_running,
                               policy_load_seconds(workers_policy(t->workers, role), w->idx),
-                              w->report.free_pages};
+                              w->report.free_pages,
+                              !breaker_allows(&w->breaker)};
 
                 buf_printf(out, "baton_router_%s{role=\"%s\",address=\"%s\"} %.9g\n",
                            gauges[g].name, worker_role_name(role), w->address, v[g]);
             }
     }
+    put_index(t, out, "index_pages", "Pages of workers that the router knows of.", "gauge",
+              index_pages);
+    put_index(t, out, "index_bytes", "Memory of that knowledge.", "gauge", index_bytes);
+    put_index(t, out, "index_dropped_total", "Pages forgotten because of its limit.", "counter",
+              index_dropped);
 }
 
 /* ---- changes --------------------------------------------------------------------------------- */

@@ -189,8 +189,7 @@ static enum status_code read_file(FILE *f, struct key **list, size_t *n, struct 
 /* A key that was there before keeps its number and what it has left. */
 static void keep_accounts(struct keys *ks, struct key *k)
 {
-    const struct key *old =
-        ks->n == 0 ? NULL : bsearch(k, ks->list, ks->n, sizeof(*k), by_hash);
+    const struct key *old = ks->n == 0 ? NULL : bsearch(k, ks->list, ks->n, sizeof(*k), by_hash);
 
     k->id = old != NULL ? old->id : ++ks->next_id;
     if (old == NULL)

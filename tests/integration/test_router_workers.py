@@ -107,8 +107,10 @@ def test_load_is_reported_and_shown(cluster):
         assert w["reported"]["max_running"] == 7
         assert f.result()[0] == 200
     text = get(c.url + "/metrics")[1]
-    for name in ("ready", "usable", "running_requests", "load_seconds", "free_pages"):
+    for name in ("ready", "usable", "running_requests", "load_seconds", "free_pages", "breaker_open"):
         assert f'baton_router_worker_{name}{{role="decode"' in text
+    for name in ("index_pages", "index_bytes", "index_dropped_total"):
+        assert f'baton_router_{name}{{role="prefill"}}' in text
 
 
 # ---- failures ----------------------------------------------------------------------------------------
