@@ -7,6 +7,7 @@
  *   DELETE /workers/HOST:PORT             drains it, then forgets it
  *   POST   /workers/HOST:PORT/drain       no new requests; what runs there finishes
  *   POST   /workers/HOST:PORT/undrain
+ *   GET    /v1/loads                      how busy they say they are, in SGLang's words
  *
  * Changes reach every thread; they last as long as the router.
  */
@@ -15,6 +16,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/json.h"
+#include "common/kv/block_hash.h"
 #include "router/routes.h"
 
 enum { ADDRESS_MAX = 256 };
@@ -113,6 +115,61 @@ static void list(struct router_thread *t, struct http_exchange *x)
     buf_puts(&body, ",");
     put_policy(&body, t, WORKER_DECODE);
     buf_puts(&body, "}}");
+    reply_json(t, x, 200, &body);
+    buf_deinit(&body);
+}
+
+struct load_sum {
+    uint64_t running, waiting, used, total;
+};
+
+static void put_load(struct buf *out, const struct worker *w, struct load_sum *sum)
+{
+    const struct worker_report *r = &w->report;
+    uint64_t total = (uint64_t)r->total_pages * PREFIX_BLOCK_TOKENS,
+             used = (uint64_t)(r->total_pages - r->free_pages) * PREFIX_BLOCK_TOKENS;
+
+    buf_puts(out, "{\"worker\":");
+    put_string(out, w->address);
+    buf_printf(out,
+               ",\"role\":\"%s\",\"num_running_reqs\":%u,\"num_waiting_reqs\":%u,"
+               "\"num_total_reqs\":%u,\"num_waiting_uncached_tokens\":%llu,"
+               "\"num_used_tokens\":%llu,\"max_total_num_tokens\":%llu,\"token_usage\":%.4f,"
+               "\"max_running_requests\":%u,\"load_seconds\":%.6f}",
+               worker_role_name(w->role), r->running, r->waiting, r->running + r->waiting,
+               (unsigned long long)r->queued_tokens, (unsigned long long)used,
+               (unsigned long long)total, total > 0 ? (double)used / (double)total : 0.0,
+               r->max_running, policy_load_seconds(workers_policy(w->workers, w->role), w->idx));
+    sum->running += r->running;
+    sum->waiting += r->waiting;
+    sum->used += used;
+    sum->total += total;
+}
+
+void api_loads(struct router_thread *t, struct http_exchange *x)
+{
+    struct load_sum sum = {0};
+    struct buf body = {0};
+    size_t n = 0;
+
+    buf_puts(&body, "{\"loads\":[");
+    for (int role = 0; role < 2; role++)
+        for (size_t i = 0; i < workers_count(t->workers, role); i++) {
+            const struct worker *w = workers_at(t->workers, role, i);
+
+            if (!w->report.known) /* it is away, or tells nothing */
+                continue;
+            if (n++ > 0)
+                buf_puts(&body, ",");
+            put_load(&body, w, &sum);
+        }
+    buf_printf(&body,
+               "],\"aggregate\":{\"workers\":%zu,\"total_running_reqs\":%llu,"
+               "\"total_waiting_reqs\":%llu,\"total_used_tokens\":%llu,\"total_tokens\":%llu,"
+               "\"avg_token_usage\":%.4f}}",
+               n, (unsigned long long)sum.running, (unsigned long long)sum.waiting,
+               (unsigned long long)sum.used, (unsigned long long)sum.total,
+               sum.total > 0 ? (double)sum.used / (double)sum.total : 0.0);
     reply_json(t, x, 200, &body);
     buf_deinit(&body);
 }

@@ -12,7 +12,7 @@ static const char heading[] =
     "  baton-router --prefill HOST:PORT --decode HOST:PORT --tokenizer-path DIR\n"
     "\n"
     "Serves /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health,\n"
-    "/health_generate, /ready, /metrics, /workers and /model_info.\n";
+    "/health_generate, /ready, /metrics, /workers, /v1/loads and /model_info.\n";
 
 static const struct router_options defaults = {
     .host = "0.0.0.0",

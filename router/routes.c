@@ -32,6 +32,7 @@ static const struct route table[] = {
     {"/health", false, HTTP_GET | HTTP_HEAD, FOR_ALL, 0, api_health},
     {"/ready", false, HTTP_GET | HTTP_HEAD, FOR_ALL, 0, api_ready},
     {"/metrics", false, HTTP_GET | HTTP_HEAD, FOR_ALL, 0, api_metrics},
+    {"/v1/loads", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_loads},
     {"/workers", false, HTTP_GET | HTTP_HEAD | HTTP_POST, FOR_KEYS, HTTP_POST | HTTP_DELETE,
      api_workers},
     {"/workers/", true, HTTP_GET | HTTP_POST | HTTP_DELETE, FOR_KEYS, HTTP_POST | HTTP_DELETE,

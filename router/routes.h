@@ -48,6 +48,8 @@ void api_metrics(struct router_thread *t, struct http_exchange *x); /* Prometheu
 void api_workers(struct router_thread *t, struct http_exchange *x); /* list, add */
 void api_worker(struct router_thread *t, struct http_exchange *x);  /* /workers/ADDRESS[/drain] */
 
+void api_loads(struct router_thread *t, struct http_exchange *x); /* /v1/loads */
+
 /** Appends the workers' metrics, as this thread sees them. */
 void api_workers_metrics(struct router_thread *t, struct buf *out);
 

@@ -24,6 +24,7 @@ static void enter(struct worker *w, enum worker_state state)
     w->state = state;
     w->since_us = clock_now_us();
     worker_refresh(w);
+    workers_settle(w->workers);
 }
 
 void worker_arm(struct event *timer, unsigned ms)

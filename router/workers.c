@@ -49,6 +49,11 @@ struct worker *workers_at(struct workers *ws, enum worker_role role, size_t at)
 
 uint64_t workers_context_length(const struct workers *ws)
 {
+    return ws->context_length;
+}
+
+static void settle_context(struct workers *ws)
+{
     uint64_t least = 0;
 
     for (size_t i = 0; i < ws->n[WORKER_DECODE]; i++) {
@@ -58,7 +63,7 @@ uint64_t workers_context_length(const struct workers *ws)
             (least == 0 || w->context_length < least))
             least = w->context_length;
     }
-    return least;
+    ws->context_length = least;
 }
 
 /* What ready decode workers run at once, and a little more so that none waits for the next request;
@@ -82,6 +87,12 @@ static void settle_room(struct workers *ws)
         sum += cap > others ? cap - others : 0;
     }
     ws->room = sum > 0 ? sum : UINT64_MAX; /* nobody there: say so, do not wait */
+}
+
+void workers_settle(struct workers *ws)
+{
+    settle_context(ws);
+    settle_room(ws);
 }
 
 uint64_t workers_room(const struct workers *ws)
@@ -260,7 +271,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         policy_tick(ws->policy[role]);
     }
     end_removed(ws);
-    settle_room(ws);
+    workers_settle(ws);
 }
 
 /* ---- choosing -------------------------------------------------------------------------------- */

@@ -22,8 +22,8 @@ struct workers {
     uint64_t model_fingerprint; /* of the decode workers that are ready */
     uint64_t *pages;            /* scratch: names of a prompt's pages */
     size_t cap_pages;
-    uint64_t room; /* requests; settled every tick */
-    uint32_t turn; /* among those whose breaker is open */
+    uint64_t room, context_length; /* requests; tokens: see workers_settle() */
+    uint32_t turn;                 /* among those whose breaker is open */
     bool stopping;
 };
 
@@ -31,6 +31,10 @@ struct workers {
 
 /** Tells the policy whether w gets requests. After every change of what that depends on. */
 void worker_refresh(struct worker *w);
+
+/** Works out what is asked of all workers together, so that a request need not look at each. Every
+ * tick, and when a worker comes or goes. */
+void workers_settle(struct workers *ws);
 
 /* ---- worker_session.c ---- */
 

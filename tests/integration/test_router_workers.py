@@ -106,6 +106,9 @@ def test_load_is_reported_and_shown(cluster):
         assert w["running"] == 1 and w["usable"] and w["load_seconds"] > 0
         assert w["reported"]["max_running"] == 7
         assert f.result()[0] == 200
+    wait_until("all tell", lambda: len(call(c, "GET", "/v1/loads")[1]["loads"]) == 2)
+    loads = call(c, "GET", "/v1/loads")[1]
+    assert {x["role"] for x in loads["loads"]} == {"prefill", "decode"} and loads["aggregate"]["workers"] == 2
     text = get(c.url + "/metrics")[1]
     for name in ("ready", "usable", "running_requests", "load_seconds", "free_pages", "breaker_open"):
         assert f'baton_router_worker_{name}{{role="decode"' in text
