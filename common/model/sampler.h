@@ -116,9 +116,4 @@ int32_t sampler_pick(struct sampler *s, float *logits, const struct sampling_par
 bool sampler_score(struct sampler *s, const float *logits, int32_t token, int32_t n_top,
                    struct sampler_logprobs *out);
 
-/* The draw without penalties, masks and log probabilities, for callers that have no sampler yet.
- * It is going away: its noise is not sampler_pick's. */
-int32_t sampler_draw(const float *logits, int32_t vocab, const struct sampling_params *params,
-                     uint64_t position);
-
 #endif

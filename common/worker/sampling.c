@@ -133,16 +133,6 @@ void sampling_params_deinit(struct sampling_params *p)
     p->n_bias = p->n_stop_ids = 0;
 }
 
-struct sampling_params sampling_from_message(const Baton__V1__Sampling *m)
-{
-    struct sampling_params p = defaults;
-    struct status st;
-
-    if (m != NULL)
-        read_numbers(m, &p, &st);
-    return p;
-}
-
 /* ---- to the message ---- */
 
 void sampling_params_write(const struct sampling_params *p, uint32_t max_new,

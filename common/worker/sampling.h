@@ -29,9 +29,6 @@ void sampling_params_deinit(struct sampling_params *p);
 void sampling_params_write(const struct sampling_params *p, uint32_t max_new,
                            Baton__V1__Sampling *out);
 
-/** Without the lists and without checks: going away with sampler_draw(). */
-struct sampling_params sampling_from_message(const Baton__V1__Sampling *m);
-
 /* Log probabilities of several tokens, growing; zero-initialise, logprobs_deinit() at the end. */
 struct logprobs {
     size_t n, n_top_all;     /* tokens; entries of top_* */

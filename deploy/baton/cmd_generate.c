@@ -25,7 +25,7 @@ struct answer {
     pthread_cond_t changed;
     uint64_t request_id;
     bool greeted, over, closed;
-    struct buf ids, stats; /* JSON text */
+    struct buf ids, logprobs, stats; /* JSON text */
     const char *finish;
     struct status error;
 };
@@ -73,6 +73,9 @@ static void on_batch(struct answer *a, const Baton__V1__TokenBatch *t)
         return;
     for (size_t i = 0; i < t->n_token_ids; i++)
         buf_printf(&a->ids, "%s%d", a->ids.len > 0 ? ", " : "", t->token_ids[i]);
+    for (size_t i = 0; t->logprobs != NULL && i < t->logprobs->n_logprobs; i++)
+        buf_printf(&a->logprobs, "%s%.9g", a->logprobs.len > 0 ? ", " : "",
+                   (double)t->logprobs->logprobs[i]);
     if (t->stats != NULL)
         keep_stats(&a->stats, t->stats);
     if (t->has_finish && t->finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
@@ -152,20 +155,79 @@ static enum status_code read_ids(const struct json *line, int32_t **out, size_t 
     return status_ok(st);
 }
 
-static void read_sampling(const struct json *line, Baton__V1__Sampling *s)
+static bool is_true(const struct json *line, const char *key)
 {
-    const struct json *ignore = json_get(line, "ignore_eos");
-    double d;
+    const struct json *v = json_get(line, key);
+
+    return v != NULL && v->type == JSON_TRUE;
+}
+
+/* Numbers by the names that the message has, where the line has them. */
+static void read_floats(const struct json *line, Baton__V1__Sampling *s)
+{
+    const struct {
+        const char *name;
+        protobuf_c_boolean *has;
+        float *value;
+    } rows[] = {
+#define ROW(field) {#field, &s->has_##field, &s->field}
+        ROW(temperature),
+        ROW(top_p),
+        ROW(min_p),
+        ROW(presence_penalty),
+        ROW(frequency_penalty),
+        ROW(repetition_penalty),
+#undef ROW
+    };
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        double d;
+
+        if (!json_double(json_get(line, rows[i].name), &d))
+            continue;
+        *rows[i].has = 1;
+        *rows[i].value = (float)d;
+    }
+}
+
+/* {"token id": bias, ...} and [stop token, ...]; the caller frees the lists. */
+static enum status_code read_lists(const struct json *line, Baton__V1__Sampling *s,
+                                   struct status *st)
+{
+    const struct json *bias = json_get(line, "logit_bias"),
+                      *stop = json_get(line, "stop_token_ids");
+    size_t n_bias = bias != NULL && bias->type == JSON_OBJECT ? bias->len : 0;
+    size_t n_stop = stop != NULL && stop->type == JSON_ARRAY ? stop->len : 0;
+
+    s->logit_bias_ids = calloc(n_bias + 1, sizeof(*s->logit_bias_ids));
+    s->logit_bias = calloc(n_bias + 1, sizeof(*s->logit_bias));
+    s->stop_token_ids = calloc(n_stop + 1, sizeof(*s->stop_token_ids));
+    if (s->logit_bias_ids == NULL || s->logit_bias == NULL || s->stop_token_ids == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for the lists of a request");
+    for (size_t i = 0; i < n_bias; i++) {
+        double d = 0;
+
+        json_double(&bias->members[i].value, &d);
+        s->logit_bias_ids[i] = atoi(bias->members[i].key);
+        s->logit_bias[i] = (float)d;
+    }
+    for (size_t i = 0; i < n_stop; i++) {
+        int64_t id = -1;
+
+        json_int(&stop->items[i], &id);
+        s->stop_token_ids[i] = (int32_t)id;
+    }
+    s->n_logit_bias = s->n_logit_bias_ids = n_bias;
+    s->n_stop_token_ids = n_stop;
+    return status_ok(st);
+}
+
+static enum status_code read_sampling(const struct json *line, Baton__V1__Sampling *s,
+                                      struct status *st)
+{
     int64_t i;
 
-    if (json_double(json_get(line, "temperature"), &d)) {
-        s->has_temperature = true;
-        s->temperature = (float)d;
-    }
-    if (json_double(json_get(line, "top_p"), &d)) {
-        s->has_top_p = true;
-        s->top_p = (float)d;
-    }
+    read_floats(line, s);
     if (json_int(json_get(line, "top_k"), &i)) {
         s->has_top_k = true;
         s->top_k = (int32_t)i;
@@ -174,10 +236,20 @@ static void read_sampling(const struct json *line, Baton__V1__Sampling *s)
         s->has_seed = true;
         s->seed = (uint64_t)i;
     }
-    s->has_max_new_tokens = true;
+    s->has_max_new_tokens = s->has_min_new_tokens = true;
     s->max_new_tokens = json_int(json_get(line, "max_new_tokens"), &i) && i > 0 ? (uint32_t)i : 16;
-    s->has_ignore_eos = true;
-    s->ignore_eos = ignore != NULL && ignore->type == JSON_TRUE;
+    s->min_new_tokens = json_int(json_get(line, "min_new_tokens"), &i) && i > 0 ? (uint32_t)i : 0;
+    s->has_ignore_eos = s->has_logprobs = true;
+    s->ignore_eos = is_true(line, "ignore_eos");
+    s->logprobs = is_true(line, "logprobs");
+    return read_lists(line, s, st);
+}
+
+static void free_lists(Baton__V1__Sampling *s)
+{
+    free(s->logit_bias_ids);
+    free(s->logit_bias);
+    free(s->stop_token_ids);
 }
 
 static enum status_code send_submit(struct rpc_session *s, uint64_t id, const struct json *line,
@@ -186,12 +258,15 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     Baton__V1__DecodeRequest m = BATON__V1__DECODE_REQUEST__INIT;
     Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
     Baton__V1__Sampling sampling = BATON__V1__SAMPLING__INIT;
-    int64_t salt = 0;
+    int64_t salt = 0, n_emitted = 0;
 
     if (read_ids(line, &submit.token_ids, &submit.n_token_ids, st) != ST_OK)
         return st->code;
-    read_sampling(line, &sampling);
+    if (read_sampling(line, &sampling, st) != ST_OK)
+        goto done;
     submit.request_id = id;
+    submit.has_n_emitted = json_int(json_get(line, "n_emitted"), &n_emitted);
+    submit.n_emitted = (uint32_t)n_emitted;
     submit.sampling = &sampling;
     submit.n_prefill = prefills->n;
     submit.prefill = (char **)prefills->items;
@@ -200,6 +275,8 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     submit.cache_salt = submit.has_cache_salt ? (uint64_t)salt : 0;
     m.submit = &submit;
     rpc_session_send_message(s, &m.base, st);
+done:
+    free_lists(&sampling);
     free(submit.token_ids);
     return st->code;
 }
@@ -214,8 +291,10 @@ static void print_answer(struct answer *a)
         printf("{%s}\n", buf_cstr(&e));
         buf_deinit(&e);
     } else {
-        printf("{\"ids\": [%s], \"finish\": \"%s\", \"stats\": {%s}}\n", buf_cstr(&a->ids),
-               a->finish, buf_cstr(&a->stats));
+        printf("{\"ids\": [%s], \"finish\": \"%s\", ", buf_cstr(&a->ids), a->finish);
+        if (a->logprobs.len > 0)
+            printf("\"logprobs\": [%s], ", buf_cstr(&a->logprobs));
+        printf("\"stats\": {%s}}\n", buf_cstr(&a->stats));
     }
     fflush(stdout);
 }
@@ -227,7 +306,7 @@ static void run_line(struct rpc_session *s, struct answer *a, const char *text, 
 
     pthread_mutex_lock(&a->lock);
     a->request_id++;
-    a->ids.len = a->stats.len = 0;
+    a->ids.len = a->logprobs.len = a->stats.len = 0;
     a->over = a->closed;
     if (!a->closed)
         status_ok(&a->error);

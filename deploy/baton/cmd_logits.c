@@ -16,7 +16,6 @@
 #include "common/base/log.h"
 #include "common/model/model.h"
 #include "common/model/safetensors.h"
-#include "common/model/sampler.h"
 
 enum { CHUNK_DEFAULT = 2048, TOKENS_FILE_MAX = 64 << 20 };
 
@@ -146,9 +145,12 @@ static enum status_code put_rows(struct run *r, const struct tensor_out *t, int 
 
 static int32_t best(const struct run *r, const float *logits)
 {
-    struct sampling_params greedy = {.temperature = 0, .top_p = 1};
+    int32_t id = 0;
 
-    return sampler_draw(logits, r->vocab, &greedy, 0);
+    for (int32_t i = 1; i < r->vocab; i++)
+        if (logits[i] > logits[id])
+            id = i;
+    return id;
 }
 
 static struct model_span span_at(const struct run *r, int start, int n, enum model_logits logits)

@@ -15,6 +15,10 @@ def ids_of(n, seed=0, vocab=120000):
     return [(i * 7919 + 13 + seed * 1009) % vocab + 3 for i in range(n)]
 
 
+PENALISED = {"temperature": 0.8, "top_p": 0.95, "top_k": 400, "seed": 3, "presence_penalty": 0.7,
+             "frequency_penalty": 0.3, "repetition_penalty": 1.2, "logit_bias": {"100": 3, "101": -100}}
+
+
 class Pair:
     """One prefill and one decode worker, asked directly."""
 
@@ -102,7 +106,8 @@ def test_drafts_change_no_token(demo_model, process):
     drafting = Pair(process, demo_model, EAGLE, [*EAGLE, "--speculative-num-steps", 3])
     for i in range(4):
         ids = ids_of(40 + 300 * i, i)
-        for kw in ({"temperature": 0}, {"temperature": 0.7, "top_p": 0.9, "seed": i}):
+        penalised = [PENALISED, {**PENALISED, "temperature": 0, "min_new_tokens": 70, "stop_token_ids": ids_of(60)}]
+        for kw in ({"temperature": 0}, {"temperature": 0.7, "top_p": 0.9, "seed": i}, *penalised[i:i + 1]):
             assert drafting.ask(ids, 80, **kw)["ids"] == plain.ask(ids, 80, **kw)["ids"]
     assert drafting.metric(1, "baton_speculation_drafted_total") > 100
     for p in (plain, drafting):
@@ -132,6 +137,38 @@ def test_memory_that_cannot_be_had_is_refused_with_the_numbers(demo_model, proce
     pages, slots, states = (float(x) for x in re.search(
         r"KV pages \d+ x [\d.]+ KiB = ([\d.]+) MiB.* = ([\d.]+) MiB; snapshots .* = ([\d.]+) MiB", w.text()).groups())
     assert 150 < (pages + slots + states) * 1.048576 <= 200
+
+
+def test_a_resumed_request_draws_what_it_would_have_drawn(demo_model, process):
+    """With penalties, masks and log probabilities: all depend on what was output before."""
+    p = Pair(process, demo_model)
+    ids = ids_of(200)
+    for kw in (PENALISED, {**PENALISED, "temperature": 0}, {**PENALISED, "min_new_tokens": 25}):
+        whole = p.ask(ids, 40, logprobs=True, **kw)
+        assert len(whole["logprobs"]) == 40
+        for n in (1, 17, 39):
+            rest = p.ask(ids + whole["ids"][:n], 40, n_emitted=n, logprobs=True, **kw)
+            assert whole["ids"][:n] + rest["ids"] == whole["ids"]
+            assert rest["logprobs"] == whole["logprobs"][n:]
+    p.stop()
+
+
+def test_sampling_parameters_do_what_they_say(demo_model, process):
+    p = Pair(process, demo_model)
+    ids = ids_of(50)
+    assert p.ask(ids, 5, logit_bias={"777": 100})["ids"] == [777] * 5
+    assert len(set(p.ask(ids, 40, logit_bias={str(i): 30 for i in range(500, 600)}, frequency_penalty=2,
+                         presence_penalty=2)["ids"])) == 40
+    plain = p.ask(ids, 12)["ids"]
+    assert plain[0] not in p.ask(ids, 12, logit_bias={str(plain[0]): -100})["ids"]
+    stopped = p.ask(ids, 12, stop_token_ids=[plain[4]])
+    assert stopped["ids"] == plain[:plain.index(plain[4]) + 1] and stopped["finish"] == "stop"
+    later = p.ask(ids, 30, stop_token_ids=plain[:6], min_new_tokens=10)["ids"]
+    assert len(later) > 10 and not set(later[:10]) & set(plain[:6])
+    (bad,) = json_lines("generate", [{"ids": ids, "presence_penalty": 3}], "--decode", f"127.0.0.1:{p.ports[1]}",
+                        "--prefill", f"127.0.0.1:{p.ports[0]}")
+    assert bad["code"] == "invalid" and "presence_penalty" in bad["error"]
+    p.stop()
 
 
 def log_softmax(row):

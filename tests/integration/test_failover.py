@@ -22,7 +22,7 @@ def running(c, i):
 def ask(c, temperature):
     return c.client().chat.completions.create(
         model="m", messages=[{"role": "user", "content": "Tell me a long story."}], max_tokens=150,
-        temperature=temperature, seed=7, stream=True)
+        temperature=temperature, seed=7, stream=True, presence_penalty=temperature, frequency_penalty=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

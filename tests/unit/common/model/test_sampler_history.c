@@ -94,6 +94,37 @@ static void kept_up_counts_equal_rebuilt_ones(void **state)
     }
 }
 
+/* A draft that is dropped leaves no trace: however many there were, the room is enough. */
+static void rejected_drafts_take_no_room(void **state)
+{
+    enum { OUTPUT = 6, LARGE = 100000 };
+    const struct sampling_params params[] = {{.frequency_penalty = 1}, {.repetition_penalty = 2}};
+    const int32_t prompt[] = {1, 2, 3};
+
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        struct sampler_history *h;
+        struct status st;
+        uint32_t n;
+
+        assert_int_equal(sampler_history_new(LARGE, &params[k], prompt, 3, 0, OUTPUT, &h, &st),
+                         ST_OK);
+        for (int i = 0; i < 5000; i++) {
+            uint32_t keep = (uint32_t)i % OUTPUT;
+
+            sampler_history_truncate(h, keep);
+            for (uint32_t j = keep; j < OUTPUT; j++)
+                sampler_history_push(h, (int32_t)random_below(LARGE));
+        }
+        sampler_history_borrow(h, &n);
+        assert_true(n <= OUTPUT + 3);
+        sampler_history_truncate(h, 0);
+        sampler_history_borrow(h, &n);
+        assert_int_equal(n, k == 0 ? 0 : 3);
+        sampler_history_free(h);
+    }
+}
+
 static void without_penalties_there_is_no_history(void **state)
 {
     const struct sampling_params p = {.temperature = 1, .top_p = 1};
@@ -148,6 +179,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kept_up_counts_equal_rebuilt_ones),
+        cmocka_unit_test(rejected_drafts_take_no_room),
         cmocka_unit_test(without_penalties_there_is_no_history),
         cmocka_unit_test(it_holds_the_whole_vocabulary),
         cmocka_unit_test(tokens_outside_the_vocabulary_are_refused_or_harmless),
