@@ -476,7 +476,8 @@ static enum status_code submit(struct job *j, const struct text_task *task, stru
     params.share = note->who.id;
     params.weight = note->who.weight;
     params.priority += note->who.priority;
-    trace_parent(&note->trace, params.traceparent);
+    if (note->unix_ns != 0) /* else nobody asked for a trace */
+        trace_parent(&note->trace, params.traceparent);
     for (unsigned i = 0; i < j->n_choices; i++) {
         struct generation_callbacks callbacks = {on_tokens, on_failed, &j->choices[i]};
 

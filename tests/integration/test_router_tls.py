@@ -145,6 +145,13 @@ def test_workers_and_router_know_each_other_by_certificate(cluster, pki):
     assert all(w["state"] != "ready" for w in d.workers())
 
 
+def test_without_tracing_nothing_is_sent_on(cluster):
+    c = cluster()
+    h = http.client.HTTPConnection("127.0.0.1", c.port, timeout=30 * SLOW)
+    assert request(h, "POST", "/v1/chat/completions", chat({"text": "x"}))[0] == 200
+    assert "submit " in c.decodes[0].text() and "traceparent" not in c.decodes[0].text()
+
+
 class Collector(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
