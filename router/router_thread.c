@@ -9,7 +9,7 @@
 #include "router/routes.h"
 #include "common/text/text_budget.h"
 
-enum { MAIL_PER_TURN = 256, GAUGES_MS = 500 };
+enum { MAIL_PER_TURN = 256, MAIL_TURN_US = 1000, GAUGES_MS = 500 };
 
 static void begin_drain(struct router_thread *t)
 {
@@ -28,11 +28,14 @@ static void begin_drain(struct router_thread *t)
 static void on_mail(evutil_socket_t fd, short what, void *arg)
 {
     struct router_thread *t = arg;
+    uint64_t start = clock_now_us();
     struct msg *m;
 
     (void)fd, (void)what;
-    /* Bounded, so that clients get their turn; the mailbox stays readable. */
-    for (int i = 0; i < MAIL_PER_TURN && (m = mailbox_pop(t->mailbox)) != NULL; i++) {
+    /* Bounded in number and time, so that clients get their turn; the mailbox stays readable. */
+    for (int i = 0; i < MAIL_PER_TURN && clock_now_us() - start < MAIL_TURN_US &&
+                    (m = mailbox_pop(t->mailbox)) != NULL;
+         i++) {
         if (m->type == RM_TEXT_DONE) {
             intake_done(t, m);
             continue;

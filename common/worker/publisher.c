@@ -11,13 +11,13 @@
 #include "common/rpc/rpc_message.h"
 
 enum {
-    QUEUE_MAX = 65536,     /* events between two turns of the thread */
-    GATHER_MS = 2,         /* events leave so long after the first of them */
-    LOAD_MS = 100,         /* between two loads while they change */
-    LOAD_IDLE_MS = 1000,   /* while they do not */
-    MESSAGE_PAGES = 16384, /* of one message */
-    RUNS_MAX = 4096,       /* of one message */
-    STATE_BIT = 1 << 3,    /* beside a bit for each tier */
+    QUEUE_MAX = 65536,    /* events between two turns of the thread */
+    GATHER_MS = 2,        /* events leave so long after the first of them */
+    LOAD_MS = 100,        /* between two loads while they change */
+    LOAD_IDLE_MS = 1000,  /* while they do not */
+    MESSAGE_PAGES = 4096, /* of one message: a router reads it in half a millisecond */
+    RUNS_MAX = 4096,      /* of one message */
+    STATE_BIT = 1 << 3,   /* beside a bit for each tier */
     TIER_BITS = STATE_BIT - 1,
     SHADOW_MIN = 1024
 };
