@@ -9,7 +9,14 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 
-enum { TICK_MS = 50, TABLE_MIN = 64, BACKOFF_MIN_MS = 25, BACKOFF_MAX_MS = 500, PUMP_MAX = 64 };
+enum {
+    TICK_MS = 50,
+    TABLE_MIN = 64,
+    BACKOFF_MIN_MS = 25,
+    BACKOFF_MAX_MS = 500,
+    PUMP_MAX = 64,
+    PREFILLS_AVOIDED = 4
+};
 
 enum generation_state { WAITING, QUEUED, RUNNING };
 
@@ -28,9 +35,10 @@ struct generation {
     uint32_t n_emitted, cap_emitted;
     int attempts;
     uint32_t n_avoid, avoid[POLICY_AVOID_MAX]; /* decode workers that failed it, by idx */
-    uint64_t deadline_us;                      /* of the request; UINT64_MAX: none */
-    uint64_t wait_until_us;                    /* QUEUED: give up */
-    uint64_t next_try_us;                      /* QUEUED: not before */
+    uint32_t n_avoid_prefill, avoid_prefill[PREFILLS_AVOIDED]; /* prefill workers, the same */
+    uint64_t deadline_us;   /* of the request; UINT64_MAX: none */
+    uint64_t wait_until_us; /* QUEUED: give up */
+    uint64_t next_try_us;   /* QUEUED: not before */
     struct status last_error;
     struct generation_params params;
     struct generation_callbacks callbacks;
@@ -311,6 +319,8 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
     struct generations *g = gen->owner;
     struct workers_choice c;
 
+    r->n_avoid_prefill = gen->n_avoid_prefill;
+    r->avoid_prefill = gen->avoid_prefill;
     while (r->n_avoid = gen->n_avoid, workers_choose(g->workers, r, &c)) {
         if (!table_put(g, gen))
             return status_set(st, ST_EXHAUSTED, "no memory for another request");
@@ -376,8 +386,10 @@ static void retry(struct generation *gen, const struct status *why, const char *
     struct status st;
 
     gen->last_error = *why;
-    if (blame == NULL) /* else this decode worker is as good as any */
+    if (blame == NULL)
         avoid(gen, idx);
+    else if (gen->ticket.prefill != NULL && gen->n_avoid_prefill < PREFILLS_AVOIDED)
+        gen->avoid_prefill[gen->n_avoid_prefill++] = gen->ticket.prefill->idx;
     if (!worth_another_try(why->code) || gen->attempts > g->config.retries_max) {
         if (worth_another_try(why->code))
             workers_ended(g->workers, &gen->ticket, why, blame);

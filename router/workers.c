@@ -328,8 +328,11 @@ static void choose_prefill(struct workers *ws, const struct policy_request *pr,
     struct policy *p = ws->policy[WORKER_PREFILL];
     uint32_t spares[WORKERS_PREFILL_CHOICES];
     size_t n = ws->n[WORKER_PREFILL], n_spares;
+    struct policy_request any = *pr;
 
-    if (policy_pick(p, pr, &out->prefill_choice)) {
+    any.n_avoid = 0;
+
+    if (policy_pick(p, pr, &out->prefill_choice) || policy_pick(p, &any, &out->prefill_choice)) {
         out->prefill_worker = ws->by_idx[WORKER_PREFILL][out->prefill_choice.worker];
         out->prefill[out->n_prefill++] = (char *)out->prefill_worker->address;
         n_spares =
@@ -367,7 +370,8 @@ bool workers_choose(struct workers *ws, const struct workers_request *r, struct 
     if (out->decode == NULL)
         return false;
     out->decode_choice.worker = out->decode->idx;
-    pr.n_avoid = 0;
+    pr.n_avoid = r->n_avoid_prefill;
+    pr.avoid = r->avoid_prefill;
     choose_prefill(ws, &pr, out);
     return true;
 }

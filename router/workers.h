@@ -136,6 +136,9 @@ struct workers_request {
     const char *key; /* routing key */
     uint32_t n_avoid;
     const uint32_t *avoid; /* decode workers that failed it, by idx */
+    uint32_t n_avoid_prefill;
+    const uint32_t
+        *avoid_prefill; /* prefill workers that failed it: used when there are no others */
 };
 
 /* What a request takes of the workers that it was given to. Zero: nothing. */

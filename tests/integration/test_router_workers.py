@@ -182,6 +182,18 @@ def test_a_failing_worker_is_left_alone_while_there_is_another(cluster):
     assert served(c)[0] == 200
 
 
+@pytest.mark.parametrize("policy", ["kv_exact", "consistent"])
+def test_a_prefill_worker_that_is_blamed_is_avoided_and_no_decode_worker_suffers(cluster, policy):
+    c = cluster(n_prefill=2, n_decode=1, router_args=["--policy", policy])
+    for i in range(30):
+        do = {"text": f"{i}", "fail_prefill": c.prefill_ports[0]}
+        assert ask(c, do, headers={"x-session-id": f"{i}"}) == (200, f"{i}")
+    bad, good, decode = c.worker("prefill", 0), c.worker("prefill", 1), c.worker("decode", 0)
+    assert bad["failed"] >= 5 and "not well" in str(bad["last_error"]) or bad["usable"]
+    assert bad["failed"] < 30 and good["failed"] == 0 and decode["failed"] == 0
+    assert decode["breaker"] == "closed" and good["breaker"] == "closed"
+
+
 def test_a_worker_whose_steps_stand_still_counts_as_lost(cluster):
     c = cluster(n_decode=2, router_args=["--stall-secs", 1])
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -15,6 +15,7 @@
  *   hang_after   after so many tokens nothing more
  *   die_after    after so many tokens exit at once, unless the request is a resumed one
  *   die_flag     ... and only the worker that makes this file first
+ *   fail_prefill port of a prefill worker: a submission that names it first fails, and it is blamed
  *   bad_token    true: an id outside the vocabulary
  *   bad_logprobs 1: log probabilities are left out, 2: of one token too few, 3: of a token outside
  *                the vocabulary
@@ -303,6 +304,12 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
 
     if (n_submits++ < (uint64_t)options.fail_first) {
         refuse(s, m, "this worker is not well", NULL);
+        json_free(doc);
+        return;
+    }
+    if (m->n_prefill > 0 && strrchr(m->prefill[0], ':') != NULL &&
+        atoi(strrchr(m->prefill[0], ':') + 1) == number(d, "fail_prefill", -1)) {
+        refuse(s, m, "that prefill worker is not well", m->prefill[0]);
         json_free(doc);
         return;
     }
