@@ -123,7 +123,8 @@ static size_t staging_len(const struct model *m)
 static enum status_code open_parts(struct model *m, const struct model_options *opt,
                                    struct status *st)
 {
-    if (model_config_read(opt->path, &m->config, st) != ST_OK || model_geometry_of(&m->config, &m->geometry, st) != ST_OK ||
+    if (model_config_read(opt->path, &m->config, st) != ST_OK ||
+        model_geometry_of(&m->config, &m->geometry, st) != ST_OK ||
         safetensors_open(opt->path, &m->files, st) != ST_OK || open_kernels(m, opt, st) != ST_OK)
         return st->code;
     if (weights_load(m->files, &m->config, &m->kernels, &m->weights, st) != ST_OK)

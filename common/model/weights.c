@@ -39,14 +39,12 @@ const char *const weight_class_names[WEIGHT_CLASSES] = {
 
 static enum weight_class class_of(const char *name)
 {
-    return strncmp(name, "mtp.", 4) == 0               ? WEIGHTS_MTP
-           : strstr(name, ".shared_experts.") != NULL  ? WEIGHTS_SHARED
-           : strstr(name, ".experts.") != NULL         ? WEIGHTS_EXPERTS
-           : strstr(name, ".attn.") != NULL            ? WEIGHTS_ATTENTION
-           : strncmp(name, "embed.", 6) == 0 ||
-                   strncmp(name, "head.", 5) == 0
-               ? WEIGHTS_VOCABULARY
-               : WEIGHTS_OTHER;
+    return strncmp(name, "mtp.", 4) == 0                                       ? WEIGHTS_MTP
+           : strstr(name, ".shared_experts.") != NULL                          ? WEIGHTS_SHARED
+           : strstr(name, ".experts.") != NULL                                 ? WEIGHTS_EXPERTS
+           : strstr(name, ".attn.") != NULL                                    ? WEIGHTS_ATTENTION
+           : strncmp(name, "embed.", 6) == 0 || strncmp(name, "head.", 5) == 0 ? WEIGHTS_VOCABULARY
+                                                                               : WEIGHTS_OTHER;
 }
 
 static const struct tensor *find(struct loader *l, const char *name)

@@ -123,8 +123,7 @@ enum status_code memory_plan_make(const struct memory_ask *ask, const struct mem
             pages == 0 ? "there is no room for" : "too many", (double)g->page_bytes / MIB,
             out->n_slots, (double)g->slot_bytes / MIB, (double)ask->weight_bytes / MIB);
     out->n_pages = (uint32_t)pages;
-    out->n_snapshots =
-        (uint32_t)snapshots_for(ask, pages * out->page_bytes, out->snapshot_bytes);
+    out->n_snapshots = (uint32_t)snapshots_for(ask, pages * out->page_bytes, out->snapshot_bytes);
     return status_ok(st);
 }
 
@@ -146,16 +145,16 @@ enum status_code memory_plan_check(const struct memory_plan *p, const struct mem
                       "%.2f MiB need %.1f MiB, %.1f MiB are left: lower --max-total-tokens, "
                       "--max-running-requests or --prefix-snapshots",
                       p->n_pages, (double)p->page_bytes / MIB, p->n_slots,
-                      (double)p->slot_bytes / MIB, p->n_snapshots,
-                      (double)p->snapshot_bytes / MIB, (double)kv / MIB,
-                      (double)limits->available / MIB);
+                      (double)p->slot_bytes / MIB, p->n_snapshots, (double)p->snapshot_bytes / MIB,
+                      (double)kv / MIB, (double)limits->available / MIB);
 }
 
 void memory_plan_log(const struct memory_plan *p, const struct model *m)
 {
     static const char *const pools[KV_N_POOLS] = {
-        [KV_SWA] = "swa",         [KV_C4] = "c4",           [KV_C128] = "c128",
-        [KV_INDEXER] = "indexer", [KV_C4_STATE] = "c4_state", [KV_C128_STATE] = "c128_state"};
+        [KV_SWA] = "swa",           [KV_C4] = "c4",
+        [KV_C128] = "c128",         [KV_INDEXER] = "indexer",
+        [KV_C4_STATE] = "c4_state", [KV_C128_STATE] = "c128_state"};
     const struct kv_geometry *g = model_get_geometry(m);
     uint64_t weights[WEIGHT_CLASSES], sum = memory_plan_kv_bytes(p) + model_workspace_bytes(m);
     char line[512];

@@ -2,8 +2,8 @@
  * memory_plan: what a worker's memory goes to, settled before anything is allocated, told at start,
  * and refused when it cannot be had.
  *
- *   weights by class | workspace of a step | KV pages (six pools, by pool) | state slots | states at
- * page boundaries
+ *   weights by class | workspace of a step | KV pages (six pools, by pool) | state slots | states
+ * at page boundaries
  *
  * How many pages: --max-total-tokens, or what --kv-cache-bytes or --mem-fraction-static leave for
  * them; the least of those that are given.
@@ -23,7 +23,8 @@ struct memory_limits {
     uint64_t available; /* now */
 };
 
-/** Reads /proc/meminfo and the cgroup's files. Where they tell nothing the figures are UINT64_MAX. */
+/** Reads /proc/meminfo and the cgroup's files. Where they tell nothing the figures are UINT64_MAX.
+ */
 struct memory_limits memory_limits_read(void);
 
 struct memory_ask {

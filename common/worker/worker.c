@@ -56,10 +56,10 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
         {"max-total-tokens", FLAG_INT, &o->max_total_tokens, 0, 1u << 30, .arg = "TOKENS",
          .help = "size of the KV page pool; 0: what the next two leave, or else 65536"},
-        {"kv-cache-bytes", FLAG_INT, &o->kv_cache_bytes, 0, INT64_MAX, .arg = "BYTES",
+        {"kv-cache-bytes", FLAG_INT, &o->kv_cache_bytes, 0, 9e15, .arg = "BYTES",
          .help = "memory of all KV, pages, slots and snapshots, at most"},
-        {"mem-fraction-static", FLAG_FLOAT, &o->mem_fraction_static, 0, 1,
-         .arg = "SHARE", .help = "of the memory, for weights and KV together, at most"},
+        {"mem-fraction-static", FLAG_FLOAT, &o->mem_fraction_static, 0, 1, .arg = "SHARE",
+         .help = "of the memory, for weights and KV together, at most"},
         {"max-running-requests", FLAG_INT, &o->max_running_requests, 1, 4096, .arg = "N",
          .help = "requests at once"},
         {"chunked-prefill-size", FLAG_INT, &o->chunked_prefill_size, 1, 65536, .arg = "TOKENS",
@@ -170,8 +170,8 @@ static enum status_code settle_memory(struct worker *w, const struct model_confi
         .weight_bytes = shard_bytes(o->model_path),
         .n_slots = (uint32_t)o->max_running_requests + SPARE_SLOTS,
         .n_snapshots = o->prefix_snapshots,
-        .keep_snapshots = !o->disable_radix_cache && (strcmp(w->role, "prefill") == 0 ||
-                                                      o->local_prefill_max_tokens > 0),
+        .keep_snapshots = !o->disable_radix_cache &&
+                          (strcmp(w->role, "prefill") == 0 || o->local_prefill_max_tokens > 0),
     };
     struct kv_geometry g;
 
@@ -308,10 +308,9 @@ static void log_plan(const struct worker *w)
              model_backend_name(w->model), model_fingerprint(w->model),
              kv_geometry_fingerprint(w->geometry));
     memory_plan_log(&w->memory, w->model);
-    log_info("limits: context %" PRId64 " tokens, %" PRId64 " requests at once, pool %" PRIu64
-             " tokens",
-             w->context_length, w->opt.max_running_requests,
-             (uint64_t)w->kv.n_pages * KV_PAGE_TOKENS);
+    log_info(
+        "limits: context %" PRId64 " tokens, %" PRId64 " requests at once, pool %" PRIu64 " tokens",
+        w->context_length, w->opt.max_running_requests, (uint64_t)w->kv.n_pages * KV_PAGE_TOKENS);
 }
 
 static void identify(void *arg, Baton__V1__Identity *out)

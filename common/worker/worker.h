@@ -35,9 +35,9 @@ struct worker_options {
     const char *model_path, *host, *device, *cpu_isa, *log_level;
     const char *kv_transport, *kv_require, *kv_devices;
     const char *tls_ca, *tls_cert, *tls_key; /* NULL: plain gRPC */
-    int64_t port, admin_port; /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
-    int64_t threads;          /* 0: one per CPU */
-    int64_t context_length;   /* 0: what the model and the pool allow */
+    int64_t port, admin_port;                /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
+    int64_t threads;                         /* 0: one per CPU */
+    int64_t context_length;                  /* 0: what the model and the pool allow */
     int64_t max_total_tokens; /* size of the page pool; 0: by the memory, or a default */
     int64_t kv_cache_bytes;   /* 0: not given */
     double mem_fraction_static;

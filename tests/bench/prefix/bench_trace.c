@@ -1,6 +1,6 @@
 /*
- * bench_trace: how much of a multi-turn agent trace the prefix cache of a prefill worker saves, with
- * the default number of states, against a cache of the same pages that has a state at every
+ * bench_trace: how much of a multi-turn agent trace the prefix cache of a prefill worker saves,
+ * with the default number of states, against a cache of the same pages that has a state at every
  * boundary.
  *
  * The trace, made from a seed: agents with system prompts of 1,500 to 9,000 tokens that all their
@@ -25,10 +25,10 @@ enum {
     REQUESTS = 12000,
     TURNS_MAX = 30,
     PROMPT_MAX = 65536,
-    PAGES = 8192,           /* 2M tokens, 8 GB of Flash's KV */
-    PAGE_BYTES = 985664,    /* V4-Flash */
-    STATE_BYTES = 4154112,  /* kv_snapshot_bytes() of V4-Flash */
-    DEFAULT_SHARE = 4       /* states have a fourth of the pages' bytes: common/worker/worker.c */
+    PAGES = 8192,          /* 2M tokens, 8 GB of Flash's KV */
+    PAGE_BYTES = 985664,   /* V4-Flash */
+    STATE_BYTES = 4154112, /* kv_snapshot_bytes() of V4-Flash */
+    DEFAULT_SHARE = 4      /* states have a fourth of the pages' bytes: common/worker/worker.c */
 };
 
 static uint64_t random_state;
@@ -176,15 +176,17 @@ int main(int argc, char **argv)
         double share = (double)r.hit_tokens / (double)r.prompt_tokens;
 
         if (json)
-            printf("{\"name\": \"prefix_hits_%u_states\", \"value\": %.4f, \"unit\": \"share\", "
-                   "\"peer\": \"state at every boundary\", \"peer_value\": %.4f, \"ratio\": %.4f}\n",
-                   budgets[i], share, best, share / best);
+            printf(
+                "{\"name\": \"prefix_hits_%u_states\", \"value\": %.4f, \"unit\": \"share\", "
+                "\"peer\": \"state at every boundary\", \"peer_value\": %.4f, \"ratio\": %.4f}\n",
+                budgets[i], share, best, share / best);
         else
-            printf("%u states%s: %.2f %% of %llu prompt tokens hit, upper bound %.2f %%: %.4f of it "
-                   "(%llu states evicted)\n",
-                   budgets[i], i == 0 ? " (default)" : "", 100 * share,
-                   (unsigned long long)r.prompt_tokens, 100 * best, share / best,
-                   (unsigned long long)r.stats.snapshots_evicted);
+            printf(
+                "%u states%s: %.2f %% of %llu prompt tokens hit, upper bound %.2f %%: %.4f of it "
+                "(%llu states evicted)\n",
+                budgets[i], i == 0 ? " (default)" : "", 100 * share,
+                (unsigned long long)r.prompt_tokens, 100 * best, share / best,
+                (unsigned long long)r.stats.snapshots_evicted);
     }
     return 0;
 }
