@@ -15,6 +15,7 @@ enum { QUARANTINE_MAX_US = 60 * 1000 * 1000 };
 struct quarantine {
     struct quarantine *next;
     uint64_t since_us;
+    uint64_t writer; /* whom the transfer knows by that name, see transfer_describe_to() */
     uint32_t slot, n_pages;
     uint32_t pages[];
 };
@@ -25,6 +26,8 @@ struct prefill_worker {
     enum prefill_worker_state state;
     struct rpc_client *client;
     struct session_link *link; /* NULL while CLOSED */
+    uint64_t writer;           /* this session's, towards the transfer; 0: none described */
+    uint64_t lost_writer;      /* of the session that ended last */
     struct quarantine *held;
 };
 
@@ -46,12 +49,16 @@ enum status_code prefill_workers_new(struct worker *w, const struct prefill_work
     return status_ok(st);
 }
 
-static void release(struct prefill_workers *l, struct prefill_worker *p, uint64_t older_than_us)
+enum { ANY_WRITER = 0 };
+
+/* Units held because of that writer, since older_than_us or longer. */
+static void release(struct prefill_workers *l, struct prefill_worker *p, uint64_t writer,
+                    uint64_t older_than_us)
 {
     for (struct quarantine **q = &p->held; *q != NULL;) {
         struct quarantine *held = *q;
 
-        if (held->since_us > older_than_us) {
+        if (held->since_us > older_than_us || (writer != ANY_WRITER && held->writer != writer)) {
             q = &held->next;
             continue;
         }
@@ -70,7 +77,7 @@ void prefill_workers_free(struct prefill_workers *l)
         struct prefill_worker *p = l->first;
 
         l->first = p->next;
-        release(l, p, UINT64_MAX);
+        release(l, p, ANY_WRITER, UINT64_MAX);
         rpc_client_free(p->client);
         free(p->address);
         free(p);
@@ -86,7 +93,7 @@ static enum status_code send_hello(struct prefill_workers *l, struct prefill_wor
     Baton__V1__Identity identity;
     struct buf desc = {0};
 
-    if (transfer_describe(l->w->transfer, &desc, st) == ST_OK) {
+    if (transfer_describe_to(l->w->transfer, &p->writer, &desc, st) == ST_OK) {
         worker_identity(l->w, &identity);
         hello.identity = &identity;
         hello.transfer.data = (uint8_t *)desc.data;
@@ -169,7 +176,7 @@ void prefill_worker_hello(struct prefill_workers *l, struct prefill_worker *p,
     }
     log_info("prefill worker %s connected (incarnation %016llx)", p->address,
              (unsigned long long)identity->incarnation);
-    release(l, p, UINT64_MAX);
+    release(l, p, ANY_WRITER, UINT64_MAX);
     p->state = PREFILL_READY;
     l->events.ready(l->events.arg, p);
 }
@@ -178,15 +185,21 @@ void prefill_worker_closed(struct prefill_workers *l, struct session_link *link,
                            const struct status *why)
 {
     struct prefill_worker *p = link->owner;
+    bool proven = p->writer != 0 && transfer_revoke(l->w->transfer, p->writer);
+    uint64_t writer = p->writer;
     struct status lost;
 
     p->state = PREFILL_CLOSED;
     p->link = NULL;
+    p->writer = 0;
+    p->lost_writer = writer;
     session_link_free(link);
     status_set(&lost, ST_UNAVAILABLE, "prefill worker %s: %s", p->address,
                why->code == ST_OK ? "it ended the session" : why->msg);
     log_warn("%s", lost.msg);
     l->events.lost(l->events.arg, p, &lost);
+    if (proven)
+        release(l, p, writer, UINT64_MAX);
 }
 
 void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker *p,
@@ -197,6 +210,7 @@ void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker 
     if (q == NULL)
         abort(); /* the pages could never be proven safe again */
     q->since_us = clock_now_us();
+    q->writer = p->lost_writer;
     q->slot = slot;
     q->n_pages = n_pages;
     memcpy(q->pages, pages, n_pages * sizeof(*pages));
@@ -214,7 +228,7 @@ void prefill_workers_tick(struct prefill_workers *l)
 
     for (struct prefill_worker *p = l->first; p != NULL; p = p->next)
         if (p->held != NULL && now > QUARANTINE_MAX_US)
-            release(l, p, now - QUARANTINE_MAX_US);
+            release(l, p, ANY_WRITER, now - QUARANTINE_MAX_US);
 }
 
 void prefill_workers_close(struct prefill_workers *l)

@@ -4,10 +4,11 @@
  *
  *   CLOSED ─▶ GREETING ─▶ READY ─▶ CLOSED (lost, or refused by either side)
  *
- * Also holds the units that a lost prefill worker may still write: they stay in quarantine until
- * its next hello (which it answers only after its old transfers have ended, or which comes from a
- * new process), or until QUARANTINE_MAX_US has passed: by then its own keepalive has long ended the
- * session and its transfers on its side.
+ * Also holds the units that a lost prefill worker may still write. One that wrote over a socket is
+ * shut out when its session ends (transfer_revoke), which is proof: its units are free at once.
+ * Those of any other stay in quarantine until its next hello (which it answers only after its old
+ * transfers have ended, or which comes from a new process), or until QUARANTINE_MAX_US has passed:
+ * by then its own keepalive has long ended the session and its transfers on its side.
  *
  * Threads   engine only.
  */

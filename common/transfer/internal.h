@@ -59,6 +59,7 @@ struct transfer {
     int n_watches;
     struct transport_plan plan;
     uint64_t incarnation;
+    uint64_t writers; /* names given by transfer_describe_to() */
     /* Written before the first peer, inside a call that the caller waits for; read by any thread
      * afterwards. */
     struct slab_region slabs[TRANSFER_SLABS_MAX];
@@ -229,7 +230,13 @@ enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor 
 enum status_code tcp_server_start(struct transfer *t, uint16_t port, struct tcp_server **out,
                                   struct status *st);
 void tcp_server_stop(struct tcp_server *s); /* takes NULL */
-void tcp_server_offer(const struct tcp_server *s, struct tcp_offer *out);
+/** Our addresses and a token: the writer's own (ST_EXHAUSTED: no memory for it), with writer 0 one
+ * that all share. Takes no server: an empty offer. */
+enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, struct tcp_offer *out,
+                                  struct status *st);
+
+/** Forgets the writer's token and closes its connections. @return whether it ever had one */
+bool tcp_server_revoke(struct tcp_server *s, uint64_t writer);
 
 /** Ends connections that do not greet in time. @return ms to the next such bound; -1: none */
 int tcp_server_tend(struct tcp_server *s);

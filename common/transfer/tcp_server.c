@@ -29,6 +29,14 @@ enum {
 
 enum inbound_state { GREETING, HEADER, ENTRIES, PAYLOAD };
 
+/* A writer with a token of its own. */
+struct grant {
+    struct grant *next;
+    uint64_t writer;
+    uint8_t token[TCP_TOKEN_BYTES];
+    bool used; /* it has greeted */
+};
+
 /* A connection. */
 struct inbound {
     struct watch watch;
@@ -38,6 +46,7 @@ struct inbound {
     enum inbound_state state;
     uint64_t deadline_us; /* of GREETING */
     uint64_t incarnation; /* of the sender */
+    uint64_t writer;      /* 0: it came with the shared token */
     struct tcp_hello hello;
     struct tcp_header header;
     struct tcp_entry entries[TCP_ENTRIES_MAX];
@@ -52,7 +61,8 @@ struct tcp_server {
     struct transfer *t;
     int fd;
     uint16_t port;
-    uint8_t token[TCP_TOKEN_BYTES];
+    uint8_t token[TCP_TOKEN_BYTES]; /* of whoever was told it */
+    struct grant *grants;
     struct inbound *inbounds;
     uint32_t n_strangers;
     uint64_t logged_us;  /* when a refusal was last logged */
@@ -126,15 +136,29 @@ static bool same_token(const uint8_t *a, const uint8_t *b)
     return differ == 0;
 }
 
+/* Whose token is it? All are compared, whichever fits. */
+static bool admit(struct inbound *c)
+{
+    bool known = same_token(c->hello.token, c->server->token);
+
+    for (struct grant *g = c->server->grants; g != NULL; g = g->next)
+        if (same_token(c->hello.token, g->token)) {
+            known = true;
+            g->used = true;
+            c->writer = g->writer;
+        }
+    return known;
+}
+
 static bool on_hello(struct inbound *c)
 {
     struct tcp_greeting g = {.version = TCP_VERSION, .incarnation = c->server->t->incarnation};
 
     if (memcmp(c->hello.magic, TCP_HELLO_MAGIC, sizeof(c->hello.magic)) != 0)
         return false; /* not for us: a port scanner, perhaps */
-    g.code = c->hello.version != TCP_VERSION                 ? TCP_OTHER_VERSION
-             : !same_token(c->hello.token, c->server->token) ? TCP_OTHER_TOKEN
-                                                             : TCP_COME_IN;
+    g.code = c->hello.version != TCP_VERSION ? TCP_OTHER_VERSION
+             : !admit(c)                     ? TCP_OTHER_TOKEN
+                                             : TCP_COME_IN;
     memcpy(g.magic, TCP_WELCOME_MAGIC, sizeof(g.magic));
     buf_append(&c->out, &g, sizeof(g));
     if (!write_out(c))
@@ -411,17 +435,66 @@ void tcp_server_stop(struct tcp_server *s)
         return;
     while (s->inbounds != NULL)
         inbound_end(s->inbounds);
+    while (s->grants != NULL) {
+        struct grant *g = s->grants;
+
+        s->grants = g->next;
+        free(g);
+    }
     watch_close(s->t, s->fd);
     free(s);
 }
 
-void tcp_server_offer(const struct tcp_server *s, struct tcp_offer *out)
+static enum status_code grant(struct tcp_server *s, uint64_t writer, uint8_t *token,
+                              struct status *st)
+{
+    struct grant *g = calloc(1, sizeof(*g));
+
+    if (g == NULL || getrandom(g->token, sizeof(g->token), 0) != sizeof(g->token)) {
+        free(g);
+        return status_set(st, ST_EXHAUSTED, "no memory or random numbers for a writer's token");
+    }
+    g->writer = writer;
+    g->next = s->grants;
+    s->grants = g;
+    memcpy(token, g->token, sizeof(g->token));
+    return status_ok(st);
+}
+
+enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, struct tcp_offer *out,
+                                  struct status *st)
 {
     memset(out, 0, sizeof(*out));
     if (s == NULL)
-        return;
+        return status_ok(st);
     out->port = s->port;
     memcpy(out->token, s->token, sizeof(out->token));
     out->host = tcp_host_id();
     out->n_addresses = tcp_addresses_local(s->t->plan.devices, out->addresses);
+    return writer != 0 ? grant(s, writer, out->token, st) : status_ok(st);
+}
+
+bool tcp_server_revoke(struct tcp_server *s, uint64_t writer)
+{
+    bool used = false;
+
+    if (s == NULL)
+        return false;
+    for (struct grant **at = &s->grants; *at != NULL; at = &(*at)->next) {
+        struct grant *g = *at;
+
+        if (g->writer != writer)
+            continue;
+        used = g->used;
+        *at = g->next;
+        free(g);
+        break;
+    }
+    /* The thread that closes is the one that reads: what the kernel still holds is dropped. */
+    for (struct inbound *c = s->inbounds, *next; c != NULL; c = next) {
+        next = c->next;
+        if (c->writer == writer && c->state != GREETING)
+            inbound_end(c);
+    }
+    return used;
 }

@@ -66,6 +66,22 @@ enum status_code transfer_slab_register(struct transfer *t, int index, void *bas
 enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st);
 
 /**
+ * The same for one writer, who alone is to connect with these bytes, once; transfer_revoke() shuts
+ * it out again.
+ * @param writer  out: names it, never 0
+ */
+enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, struct buf *out,
+                                      struct status *st);
+
+/**
+ * Ends what that writer may do, once; returns when it is done.
+ * @return true: proven, nothing that it sent or sends is written to our slabs from now on (it came
+ * over a socket, which is closed). false: it may have come another way (shared memory, RDMA), which
+ * only its own word or end closes
+ */
+bool transfer_revoke(struct transfer *t, uint64_t writer);
+
+/**
  * Connects to a peer described by its transfer_describe() bytes (input: checked). Over a socket the
  * connection is made in the background, 8 s at most: a put waits for it, and ends with
  * ST_UNAVAILABLE and the addresses tried when there is none.

@@ -116,8 +116,14 @@ void slabs_deinit(struct transfer *t)
             (void)ucp_mem_unmap(t->context, t->slabs[i].memh);
 }
 
+struct describe_args {
+    struct buf *out;
+    uint64_t writer; /* 0: whoever reads it */
+};
+
 static enum status_code describe(struct transfer *t, void *arg, struct status *st)
 {
+    struct describe_args *a = arg;
     struct descriptor d = {.incarnation = t->incarnation};
     void *rkeys[TRANSFER_SLABS_MAX] = {NULL};
     ucp_address_t *address = NULL;
@@ -134,14 +140,12 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
             d.slabs[i] =
                 (struct descriptor_slab){(uintptr_t)s->base, s->bytes, rkeys[i], (uint32_t)len};
     }
-    tcp_server_offer(t->server, &d.tcp);
-    if (rc == UCS_OK) {
+    if (rc != UCS_OK) {
+        status_set(st, ST_INTERNAL, "UCX cannot describe this worker: %s", ucs_status_string(rc));
+    } else if (tcp_server_offer(t->server, a->writer, &d.tcp, st) == ST_OK) {
         d.address = address;
         d.address_len = (uint32_t)address_len;
-        descriptor_write(&d, arg);
-        status_ok(st);
-    } else {
-        status_set(st, ST_INTERNAL, "UCX cannot describe this worker: %s", ucs_status_string(rc));
+        descriptor_write(&d, a->out);
     }
     for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
         if (rkeys[i] != NULL)
@@ -153,5 +157,37 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
 
 enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st)
 {
-    return transfer_call(t, describe, out, st);
+    struct describe_args a = {.out = out};
+
+    return transfer_call(t, describe, &a, st);
+}
+
+static enum status_code describe_to(struct transfer *t, void *arg, struct status *st)
+{
+    ((struct describe_args *)arg)->writer = ++t->writers;
+    return describe(t, arg, st);
+}
+
+enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, struct buf *out,
+                                      struct status *st)
+{
+    struct describe_args a = {.out = out};
+
+    if (transfer_call(t, describe_to, &a, st) == ST_OK)
+        *writer = a.writer;
+    return st->code;
+}
+
+static enum status_code shut_out(struct transfer *t, void *arg, struct status *st)
+{
+    if (!tcp_server_revoke(t->server, *(uint64_t *)arg))
+        return status_set(st, ST_UNAVAILABLE, "it did not come over a socket");
+    return status_ok(st);
+}
+
+bool transfer_revoke(struct transfer *t, uint64_t writer)
+{
+    struct status st;
+
+    return transfer_call(t, shut_out, &writer, &st) == ST_OK;
 }

@@ -27,6 +27,8 @@ enum op {
     OP_READ,
     OP_COUNT,
     OP_DESCRIBE,
+    OP_DESCRIBE_TO,
+    OP_REVOKE,
     OP_OPEN,
     OP_CLOSE,
     OP_CLOSE_WAIT,
@@ -173,6 +175,20 @@ static uint64_t count_fds(void)
     return n;
 }
 
+/* Mappings of shared memory: ours and those of peers. */
+static uint64_t count_segments(void)
+{
+    FILE *f = fopen("/proc/self/maps", "r");
+    char line[512];
+    uint64_t n = 0;
+
+    while (fgets(line, sizeof(line), f) != NULL)
+        n += strstr(line, "/dev/shm") != NULL || strstr(line, "SYSV") != NULL ||
+             strstr(line, "memfd") != NULL;
+    fclose(f);
+    return n;
+}
+
 static uint64_t count_other(int slab, uint8_t value)
 {
     uint64_t n = 0;
@@ -228,6 +244,12 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
     case OP_DESCRIBE:
         transfer_describe(transfer, out, &a->st);
         break;
+    case OP_DESCRIBE_TO:
+        transfer_describe_to(transfer, &a->value, out, &a->st);
+        break;
+    case OP_REVOKE:
+        a->value = transfer_revoke(transfer, q->x);
+        break;
     case OP_OPEN:
         clear_slots();
         transfer_peer_open(transfer, "peer", in, q->len, &peer, &a->st);
@@ -272,7 +294,7 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
         transfer_inject_flips(transfer, q->a);
         break;
     case OP_FDS:
-        a->value = count_fds();
+        a->value = q->a ? count_segments() : count_fds();
         break;
     case OP_END:
         if (transfer != NULL)
@@ -466,6 +488,20 @@ size_t node_describe(struct node *n, void *out, size_t cap)
     return a.len;
 }
 
+size_t node_describe_to(struct node *n, uint64_t *writer, void *out, size_t cap)
+{
+    struct reply a = ask(n, (struct request){.op = OP_DESCRIBE_TO}, NULL, out, cap);
+
+    must(a);
+    *writer = a.value;
+    return a.len;
+}
+
+bool node_revoke(struct node *n, uint64_t writer)
+{
+    return ask(n, (struct request){.op = OP_REVOKE, .x = writer}, NULL, NULL, 0).value != 0;
+}
+
 enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st)
 {
     *st = ask(n, (struct request){.op = OP_OPEN, .len = len}, desc, NULL, 0).st;
@@ -547,6 +583,11 @@ void node_transport(struct node *n, char *out, size_t cap)
 void node_flips(struct node *n, int count)
 {
     must(ask(n, (struct request){.op = OP_FLIPS, .a = count}, NULL, NULL, 0));
+}
+
+int node_count_segments(struct node *n)
+{
+    return (int)ask(n, (struct request){.op = OP_FDS, .a = 1}, NULL, NULL, 0).value;
 }
 
 int node_count_fds(struct node *n)

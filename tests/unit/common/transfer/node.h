@@ -57,6 +57,8 @@ uint64_t node_count_other(struct node *n, int slab, uint8_t value);
 
 /** @return length of the descriptor */
 size_t node_describe(struct node *n, void *out, size_t cap);
+size_t node_describe_to(struct node *n, uint64_t *writer, void *out, size_t cap);
+bool node_revoke(struct node *n, uint64_t writer);
 enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st);
 
 /** Closes the open peer and waits for on_closed. */
@@ -81,6 +83,8 @@ struct node_result node_verify(struct node *n, const struct transfer_piece *piec
 void node_transport(struct node *n, char *out, size_t cap);
 void node_flips(struct node *n, int count);
 int node_count_fds(struct node *n);
+/** Mappings of shared memory, its own and of its peers. */
+int node_count_segments(struct node *n);
 
 /** The byte that node_fill(seed) puts at off. */
 uint8_t node_byte(uint64_t seed, uint64_t off);

@@ -94,6 +94,88 @@ static void a_frozen_receiver_fails_the_put_over_tcp(void **state)
     pair_end(&p);
 }
 
+static uint64_t connect_as_writer(struct node *from, struct node *to)
+{
+    char desc[DESC_MAX];
+    struct status st;
+    uint64_t writer = 0;
+    size_t len = node_describe_to(to, &writer, desc, sizeof(desc));
+
+    if (node_open(from, desc, len, &st) != ST_OK)
+        fail_msg("%s", st.msg);
+    return writer;
+}
+
+/* What a kernel still holds of a frozen or running writer is not written once it is shut out. */
+static void a_writer_that_was_shut_out_writes_no_more(bool frozen)
+{
+    struct pair p = {pair_sender(TRANSFER_TCP), pair_receiver(TRANSFER_TCP, false)};
+    struct node other = pair_sender(TRANSFER_TCP);
+    uint64_t writer = connect_as_writer(&p.from, &p.to);
+
+    connect_as_writer(&other, &p.to);
+    pair_check_small_put(&other, &p.to, 1);
+    pair_check_small_put(&p.from, &p.to, 1);
+    pair_endless_put(&p, 2);
+    if (frozen)
+        kill(p.from.pid, SIGSTOP);
+    assert_true(node_revoke(&p.to, writer));
+    node_fill(&p.to, 0, CANARY, true);
+    kill(p.from.pid, SIGCONT);
+    assert_int_equal(node_wait(&p.from, 2, NULL).status.code, ST_UNAVAILABLE);
+    assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
+    assert_false(node_revoke(&p.to, writer)); /* once */
+    pair_check_small_put(&other, &p.to, 2);   /* nobody else is touched */
+    node_close(&p.from);
+    node_end(&other);
+    pair_end(&p);
+}
+
+static void a_running_writer_that_was_shut_out_writes_no_more(void **state)
+{
+    (void)state;
+    a_writer_that_was_shut_out_writes_no_more(false);
+}
+
+static void a_frozen_writer_that_was_shut_out_writes_no_more(void **state)
+{
+    (void)state;
+    a_writer_that_was_shut_out_writes_no_more(true);
+}
+
+static void a_writer_shut_out_before_it_came_finds_the_door_closed(void **state)
+{
+    struct transfer_piece piece = {.slab = 1, .bytes = 100};
+    struct pair p = {pair_sender(TRANSFER_TCP), pair_receiver(TRANSFER_TCP, false)};
+    char desc[DESC_MAX];
+    uint64_t writer = 0;
+    struct node_result r;
+    struct status st;
+    size_t len = node_describe_to(&p.to, &writer, desc, sizeof(desc));
+
+    (void)state;
+    assert_false(node_revoke(&p.to, writer)); /* it might have come another way: no proof */
+    assert_int_equal(node_open(&p.from, desc, len, &st), ST_OK);
+    assert_int_equal(node_put(&p.from, 1, &piece, 1, 1, &st), ST_OK);
+    r = node_wait(&p.from, 1, NULL);
+    assert_int_equal(r.status.code, ST_UNAVAILABLE);
+    assert_non_null(strstr(r.status.msg, "does not know our token"));
+    node_close(&p.from);
+    pair_end(&p);
+}
+
+static void shared_memory_gives_no_proof(void **state)
+{
+    struct pair p = {pair_sender(TRANSFER_SHM), pair_receiver(TRANSFER_SHM, false)};
+    uint64_t writer = connect_as_writer(&p.from, &p.to);
+
+    (void)state;
+    pair_check_small_put(&p.from, &p.to, 1);
+    assert_false(node_revoke(&p.to, writer));
+    node_close(&p.from);
+    pair_end(&p);
+}
+
 static void a_descriptor_of_a_dead_receiver_gives_unavailable(enum transfer_kind kind)
 {
     struct transfer_piece piece = {.slab = 1, .bytes = 100};
@@ -132,19 +214,26 @@ static void a_descriptor_of_a_dead_receiver_gives_unavailable_tcp(void **state)
 static void reconnecting_leaves_no_file_descriptors(enum transfer_kind kind)
 {
     struct pair p = {pair_sender(kind), pair_receiver(kind, false)};
-    int from_start = 0, to_start = 0;
+    int from_start = 0, to_start = 0, from_maps = 0, to_maps = 0;
+    int rounds = getenv("BATON_TEST_FULL") != NULL ? 1000 : 100;
 
-    for (int i = 0; i < 100; i++) {
+    for (int i = 0; i < rounds; i++) {
         pair_connect(&p.from, &p.to);
         pair_check_small_put(&p.from, &p.to, 1);
         node_close(&p.from);
         if (i == 4) { /* what UCX opens once is open now */
             from_start = node_count_fds(&p.from);
             to_start = node_count_fds(&p.to);
+            from_maps = node_count_segments(&p.from);
+            to_maps = node_count_segments(&p.to);
         }
     }
     printf("file descriptors: sender %d -> %d, receiver %d -> %d\n", from_start,
            node_count_fds(&p.from), to_start, node_count_fds(&p.to));
+    printf("shared memory: sender %d -> %d, receiver %d -> %d\n", from_maps,
+           node_count_segments(&p.from), to_maps, node_count_segments(&p.to));
+    assert_true(node_count_segments(&p.from) <= from_maps);
+    assert_true(node_count_segments(&p.to) <= to_maps);
     assert_true(node_count_fds(&p.from) <= from_start);
     assert_true(node_count_fds(&p.to) <= to_start + 2); /* the last close may be under way */
     pair_end(&p);
@@ -170,6 +259,10 @@ int main(void)
         cmocka_unit_test(a_frozen_receiver_fails_the_put_over_tcp),
         cmocka_unit_test(a_receiver_serves_others_after_its_sender_was_killed_shm),
         cmocka_unit_test(a_receiver_serves_others_after_its_sender_was_killed_tcp),
+        cmocka_unit_test(a_running_writer_that_was_shut_out_writes_no_more),
+        cmocka_unit_test(a_frozen_writer_that_was_shut_out_writes_no_more),
+        cmocka_unit_test(a_writer_shut_out_before_it_came_finds_the_door_closed),
+        cmocka_unit_test(shared_memory_gives_no_proof),
         cmocka_unit_test(a_descriptor_of_a_dead_receiver_gives_unavailable_shm),
         cmocka_unit_test(a_descriptor_of_a_dead_receiver_gives_unavailable_tcp),
         cmocka_unit_test(reconnecting_leaves_no_file_descriptors_shm),
