@@ -1,11 +1,4 @@
-/* Two hosts, as far as the network is concerned:
- *
- *   namespace baton-a-PID                       namespace baton-b-PID
- *   bta-PID 10.77.1.1/24 ─────── veth ─────── btb-PID 10.77.1.2/24
- *   the sender                                  the receiver
- *
- * Both have a loopback interface that is up, and share this machine's memory: what keeps them on
- * the network is --kv-transport tcp. Needs root; says so and passes where it is not. */
+/* Senders and receivers in network namespaces of their own: see network.h. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,54 +8,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "network.h"
 #include "pair.h"
-
-static char from_ns[32], to_ns[32], from_if[16], to_if[16];
-
-/* Runs a shell command; false when it fails. */
-static bool shell(const char *fmt, ...)
-{
-    char command[512];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(command, sizeof(command), fmt, ap);
-    va_end(ap);
-    return system(command) == 0;
-}
-
-static int make_network(void **state)
-{
-    int pid = (int)getpid();
-
-    (void)state;
-    snprintf(from_ns, sizeof(from_ns), "baton-a-%d", pid);
-    snprintf(to_ns, sizeof(to_ns), "baton-b-%d", pid);
-    snprintf(from_if, sizeof(from_if), "bta%d", pid % 100000);
-    snprintf(to_if, sizeof(to_if), "btb%d", pid % 100000);
-    if (geteuid() != 0 || !shell("ip netns add %s 2>/dev/null", from_ns)) {
-        from_ns[0] = '\0';
-        printf("skipped: network namespaces need root and iproute2\n");
-        return 0;
-    }
-    if (!shell("ip netns add %s", to_ns) ||
-        !shell("ip link add %s netns %s type veth peer name %s netns %s", from_if, from_ns, to_if,
-               to_ns) ||
-        !shell("ip -n %s addr add 10.77.1.1/24 dev %s", from_ns, from_if) ||
-        !shell("ip -n %s addr add 10.77.1.2/24 dev %s", to_ns, to_if) ||
-        !shell("ip -n %s link set lo up && ip -n %s link set %s up", from_ns, from_ns, from_if) ||
-        !shell("ip -n %s link set lo up && ip -n %s link set %s up", to_ns, to_ns, to_if))
-        return -1;
-    return 0;
-}
-
-static int drop_network(void **state)
-{
-    (void)state;
-    if (from_ns[0] != '\0')
-        shell("ip netns del %s; ip netns del %s", from_ns, to_ns);
-    return 0;
-}
 
 static struct pair pair_across(const char *devices)
 {
@@ -70,10 +17,10 @@ static struct pair pair_across(const char *devices)
     struct pair p;
     struct status st;
 
-    if (from_ns[0] == '\0')
+    if (network_get()->from_ns[0] == '\0')
         skip();
-    p.from = node_fork_in(from_ns);
-    p.to = node_fork_in(to_ns);
+    p.from = node_fork_in(network_get()->from_ns);
+    p.to = node_fork_in(network_get()->to_ns);
     assert_int_equal(node_start(&p.to, &opt, &st), ST_OK);
     opt.devices = NULL;
     assert_int_equal(node_start(&p.from, &opt, &st), ST_OK);
@@ -103,7 +50,7 @@ static void bytes_cross_two_network_namespaces_over_tcp(void **state)
     assert_int_equal(r.status.code, ST_OK);
     assert_int_equal(node_verify(&p.to, &all, 1, &crc, 1).status.code, ST_OK);
     node_transport(&p.from, name, sizeof(name));
-    snprintf(want, sizeof(want), "tcp (tcp/%s)", from_if);
+    snprintf(want, sizeof(want), "tcp (tcp/%s)", network_get()->from_if);
     assert_string_equal(name, want);
     pair_end(&p);
 }
@@ -117,13 +64,15 @@ static void a_cut_cable_fails_the_put(void **state)
     pair_connect(&p.from, &p.to);
     pair_check_small_put(&p.from, &p.to, 1);
     pair_endless_put(&p, 2);
-    assert_true(shell("ip -n %s link set %s down", to_ns, to_if));
+    assert_true(
+        network_shell("ip -n %s link set %s down", network_get()->to_ns, network_get()->to_if));
     r = node_wait(&p.from, 2, NULL);
     assert_int_equal(r.status.code, ST_UNAVAILABLE);
     node_close(&p.from);
-    assert_true(shell("ip -n %s link set %s up", to_ns, to_if));
+    assert_true(
+        network_shell("ip -n %s link set %s up", network_get()->to_ns, network_get()->to_if));
     /* What the kernel remembers of the neighbour that did not answer would fail a connection. */
-    assert_true(shell("ip -n %s neigh flush all", from_ns));
+    assert_true(network_shell("ip -n %s neigh flush all", network_get()->from_ns));
     pair_connect(&p.from, &p.to);
     pair_check_small_put(&p.from, &p.to, 1);
     pair_end(&p);
@@ -151,13 +100,13 @@ static void a_closed_port_is_named(void **state)
 
     (void)state;
     /* Nothing answers: as behind a firewall that drops. */
-    assert_true(shell("ip -n %s route add blackhole 10.77.1.1/32", to_ns));
+    assert_true(network_shell("ip -n %s route add blackhole 10.77.1.1/32", network_get()->to_ns));
     pair_connect(&p.from, &p.to);
     assert_int_equal(node_put(&p.from, 1, &piece, 1, 1, &st), ST_OK);
     r = node_wait(&p.from, 1, NULL);
     assert_int_equal(r.status.code, ST_UNAVAILABLE);
     assert_non_null(strstr(r.status.msg, "10.77.1.2: no answer"));
-    assert_true(shell("ip -n %s route del blackhole 10.77.1.1/32", to_ns));
+    assert_true(network_shell("ip -n %s route del blackhole 10.77.1.1/32", network_get()->to_ns));
     node_close(&p.from);
     pair_end(&p);
 }
@@ -171,6 +120,6 @@ int main(void)
         cmocka_unit_test(a_closed_port_is_named),
     };
 
-    return cmocka_run_group_tests_name("transfer across namespaces", tests, make_network,
-                                       drop_network);
+    return cmocka_run_group_tests_name("transfer across namespaces", tests, network_make,
+                                       network_drop);
 }
