@@ -46,7 +46,7 @@
 #include "common/text/tokenizer.h"
 #include "common/worker/publisher.h"
 
-enum { REQUESTS_MAX = 4096 };
+enum { REQUESTS_MAX = 4096, DIRECTIVE_TOKENS = 8192 /* it is looked for in the last ones */ };
 enum { M_DATA, M_CLOSED };
 
 struct mock_msg {
@@ -84,7 +84,7 @@ struct request {
 
 static struct {
     const char *tokenizer_path, *tls_ca, *tls_cert, *tls_key;
-    int64_t port, prefill_port, context_length, fail_first, max_running;
+    int64_t port, prefill_port, context_length, fail_first, max_running, step_ms;
     bool check_prefill;
 } options = {.context_length = 8192};
 
@@ -148,7 +148,8 @@ static struct json_doc *directive(const Baton__V1__DecodeSubmit *m)
     int depth = 0;
     bool in_string = false;
 
-    for (size_t i = 0; i < n_prompt; i++)
+    for (size_t i = n_prompt > DIRECTIVE_TOKENS ? n_prompt - DIRECTIVE_TOKENS : 0; i < n_prompt;
+         i++)
         detokenizer_push(&d, tokenizer, m->token_ids[i], &text, &st);
     for (const char *p = buf_cstr(&text); (p = strstr(p, "mock{")) != NULL; p++)
         at = p + 4;
@@ -455,6 +456,14 @@ static void add_logprobs(struct request *r, Baton__V1__TokenBatch *batch, size_t
     r->wants_prompt_logprobs = false;
 }
 
+/* Steps are common to all requests, as an engine's are, with --step-ms. */
+static uint64_t grid(uint64_t us)
+{
+    uint64_t step = (uint64_t)options.step_ms * 1000;
+
+    return step == 0 ? us : (us + step / 2) / step * step;
+}
+
 static void add_tokens(struct request *r)
 {
     Baton__V1__TokenBatch *batch = &step_now.batches[step_now.n];
@@ -478,7 +487,7 @@ static void add_tokens(struct request *r)
         batch->stats = &step_now.stats[step_now.n];
         r->stats_sent = true;
     }
-    r->next_us = clock_now_us() + (uint64_t)r->interval_ms * 1000;
+    r->next_us = r->interval_ms == 0 ? 0 : grid(clock_now_us() + (uint64_t)r->interval_ms * 1000);
     step_now.requests[step_now.n++] = r;
 }
 
@@ -645,6 +654,8 @@ int main(int argc, char **argv)
         {"tls-cert", FLAG_STRING, &options.tls_cert, .arg = "F", .help = "as a worker's"},
         {"tls-key", FLAG_STRING, &options.tls_key, .arg = "F", .help = "as a worker's"},
         {"max-running", FLAG_INT, &options.max_running, .arg = "N", .help = "as told; 0: not told"},
+        {"step-ms", FLAG_INT, &options.step_ms, .arg = "N",
+         .help = "tokens come on this grid; 0: each request by its own clock"},
         {"check-prefill", FLAG_BOOL, &options.check_prefill,
          .help = "name the first prefill worker that takes a connection"},
         {NULL},
