@@ -87,11 +87,12 @@ enum weight_type { WEIGHT_BF16, WEIGHT_F32, WEIGHT_FP8, WEIGHT_FP4, WEIGHT_I64 }
  * powers of two in f32. NaN scales (E8M0 255) make NaN weights. */
 struct weight_src {
     enum weight_type type;
-    int64_t rows, cols; /* vectors: rows = 1 */
+    int64_t rows, cols;
     const void *data;
     const void *scale; /* NULL for BF16, F32, I64 */
     bool scale_is_f32;
     bool lookup; /* rows are looked up, not multiplied (the embedding): no backend need repack it */
+    bool vector; /* read element by element (a norm), not multiplied: rows = 1 */
 };
 
 /* A weight on the device in the backend's own layout; filled by weight_load. */

@@ -129,7 +129,8 @@ static bool plain(struct loader *l, const char *name, enum storage how, int64_t 
     struct weight_src src = {.type = types[how].type,
                              .rows = rows == 0 ? 1 : rows,
                              .cols = cols,
-                             .lookup = how == TABLE_BF16};
+                             .lookup = how == TABLE_BF16,
+                             .vector = rows == 0};
 
     if (t == NULL || !has_dtype(l, t, types[how].dtype, types[how].dtype) ||
         !has_shape(l, t, rows, cols))

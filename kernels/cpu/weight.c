@@ -32,7 +32,7 @@ static void pack_item(void *arg, int64_t item, struct cpu_part *part)
 static bool is_packed(const struct weight_src *src)
 {
     if (src->type == WEIGHT_BF16)
-        return src->rows > 1 && !src->lookup; /* one row: a norm */
+        return !src->vector && !src->lookup;
     return src->type == WEIGHT_FP8 || src->type == WEIGHT_FP4;
 }
 

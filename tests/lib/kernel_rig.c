@@ -125,7 +125,7 @@ struct weight_src rig_weight(struct rig_random *r, enum weight_type type, int64_
     size_t n = (size_t)(rows * cols);
     size_t n_scales =
         type == WEIGHT_FP8 ? (size_t)((rows + 127) / 128 * ((cols + 127) / 128)) : n / 32;
-    struct weight_src w = {.type = type, .rows = rows, .cols = cols};
+    struct weight_src w = {.type = type, .rows = rows, .cols = cols, .vector = rows == 1};
     void *data = malloc(n * 8 + 1);
     uint8_t *scale = malloc(n_scales + 1);
 

@@ -38,7 +38,7 @@ void rig_fp8(struct rig_random *r, uint8_t *out, size_t n);
 void rig_bytes(struct rig_random *r, uint8_t *out, size_t n);
 void rig_scales(struct rig_random *r, uint8_t *out, size_t n);
 
-/* A random matrix as in a checkpoint; the caller frees data and scale. */
+/* A random matrix (of one row: a vector) as in a checkpoint; the caller frees data and scale. */
 struct weight_src rig_weight(struct rig_random *r, enum weight_type type, int64_t rows,
                              int64_t cols);
 void rig_weight_free(struct weight_src *src);

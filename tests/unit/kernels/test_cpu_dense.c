@@ -55,7 +55,7 @@ static const struct shape shapes[] = {
     {WEIGHT_FP8, 128, 384, 2},  {WEIGHT_FP8, 96, 128, 4},   {WEIGHT_FP8, 256, 512, 2},
     {WEIGHT_BF16, 63, 256, 1},  {WEIGHT_BF16, 65, 7, 1},    {WEIGHT_BF16, 2, 63, 1},
     {WEIGHT_BF16, 130, 65, 1},  {WEIGHT_BF16, 64, 7168, 1}, {WEIGHT_BF16, 7, 1, 1},
-    {WEIGHT_BF16, 300, 130, 1},
+    {WEIGHT_BF16, 300, 130, 1}, {WEIGHT_BF16, 1, 256, 1},
 };
 enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
@@ -75,6 +75,8 @@ static void products_agree_with_the_reference(void **state)
             const struct shape *s = &shapes[i];
             struct rig_random random = {(uint64_t)i};
             struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+
+            src.vector = false;
             int T = i % 3 == 0 ? 1 : i % 3 == 1 ? 7 : 101;
             size_t n = (size_t)T * (size_t)s->cols * (size_t)s->groups;
             uint16_t *x = malloc(n * 2);
@@ -113,6 +115,8 @@ static void a_row_has_the_same_bits_in_any_company(void **state)
             const struct shape *s = &shapes[i];
             struct rig_random random = {(uint64_t)(100 + i)};
             struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+
+            src.vector = false;
             size_t x_row = (size_t)s->cols * (size_t)s->groups;
             uint16_t *x = malloc(T_MAX * x_row * 2);
 
@@ -151,6 +155,8 @@ static void all_levels_give_the_same_bits(void **state)
             const struct shape *s = &shapes[i];
             struct rig_random random = {(uint64_t)(200 + i)};
             struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+
+            src.vector = false;
             size_t n = (size_t)9 * (size_t)s->cols * (size_t)s->groups;
             uint16_t *x = malloc(n * 2);
 

@@ -167,8 +167,12 @@ static void *host(struct kernels *k, struct dev_ptr p)
 static struct weight weight(struct kernels *k, enum weight_type type, int64_t rows, int64_t cols,
                             const void *data, const void *scale)
 {
-    struct weight_src src = {
-        .type = type, .rows = rows, .cols = cols, .data = data, .scale = scale};
+    struct weight_src src = {.type = type,
+                             .rows = rows,
+                             .cols = cols,
+                             .data = data,
+                             .scale = scale,
+                             .vector = rows == 1};
     struct weight w;
 
     assert_int_equal(k->ops->weight_load(k, &src, &w), 0);
