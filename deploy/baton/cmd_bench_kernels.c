@@ -1,26 +1,24 @@
 /*
  * bench-kernels: operations of the CPU backend against the limits of this machine, measured in the
  * same run: each round of a case is preceded by a round of its limit (a read loop over huge pages,
- * or bf16 dot products on registers), and the fraction is the median over the rounds.
+ * or arithmetic on registers: see bench_limits.h), and the fraction is the median over the rounds.
  */
 #include "deploy/baton/commands.h"
 
 #include "common/base/clock.h"
 #include "common/base/flags.h"
-#include "common/base/json.h"
 #include "deploy/baton/bench_kernels.h"
-#include "kernels/cpu/limits.h"
+#include "deploy/baton/bench_limits.h"
+#include "deploy/baton/bench_table.h"
 
-#include <stdatomic.h>
+#include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { ROUNDS = 7 };
 
 struct options {
-    const char *cpu_isa, *only;
+    const char *cpu_isa, *only, *svg;
     int64_t threads, footprint_mb;
     double seconds; /* of each case */
     bool json;
@@ -28,99 +26,15 @@ struct options {
 
 struct run {
     struct options opt;
-    uint8_t *memory; /* [memory_bytes]: what the read loop reads */
-    size_t memory_bytes;
-    size_t read_at; /* the next part of it */
-    _Atomic uint64_t sink;
+    struct bench_limits limits;
+    struct bench_table table;
 };
 
-/* ---- limits ---- */
-
-struct limit_job {
-    struct run *run;
-    enum cpu_isa isa;
-    size_t from, bytes; /* read */
-    int64_t n;          /* dot */
-    _Atomic int64_t flops;
-};
-
-static void read_part(void *arg, int part, int n_parts)
-{
-    struct limit_job *job = arg;
-    size_t share = job->bytes / (size_t)n_parts / 4096 * 4096;
-
-    job->run->sink ^=
-        cpu_limit_read(job->isa, job->run->memory + job->from + (size_t)part * share, share);
-}
-
-static void dot_part(void *arg, int part, int n_parts)
-{
-    struct limit_job *job = arg;
-    double flops = cpu_limit_bf16(job->isa, job->n);
-
-    (void)part;
-    (void)n_parts;
-    if (flops == 0)
-        flops = cpu_limit_f32(job->isa, job->n);
-    job->flops += (int64_t)flops;
-}
+/* ---- measuring ---- */
 
 static double seconds_since(uint64_t start)
 {
     return (double)(clock_now_ns() - start) * 1e-9;
-}
-
-/* Bytes a second of all threads, over a part of memory that was not read lately. */
-static double limit_read(struct kernel_bench *b)
-{
-    struct run *run = b->ctx;
-    struct limit_job job = {.run = run, .isa = b->isa, .bytes = run->memory_bytes / 4};
-
-    job.from = run->read_at;
-    run->read_at = (run->read_at + job.bytes) % run->memory_bytes;
-    uint64_t start = clock_now_ns();
-
-    pool_run(b->pool, read_part, &job);
-    return (double)job.bytes / seconds_since(start);
-}
-
-static double limit_dot(struct kernel_bench *b)
-{
-    struct limit_job job = {.run = b->ctx, .isa = b->isa, .n = 1000000};
-    uint64_t start = clock_now_ns();
-
-    pool_run(b->pool, dot_part, &job);
-    return (double)job.flops / seconds_since(start);
-}
-
-/* ---- measuring ---- */
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *x)
-{
-    qsort(x, ROUNDS, sizeof(*x), by_value);
-    return x[ROUNDS / 2];
-}
-
-static void print_json(const char *name, const char *shape, int threads, double value,
-                       const char *unit, double limit, double fraction)
-{
-    struct buf line = {0};
-
-    buf_puts(&line, "{\"name\": ");
-    json_write_string(&line, name, strlen(name));
-    buf_puts(&line, ", \"shape\": ");
-    json_write_string(&line, shape, strlen(shape));
-    printf("%s, \"threads\": %d, \"value\": %.4g, \"unit\": \"%s\", \"limit\": %.4g, "
-           "\"fraction\": %.3f}\n",
-           buf_cstr(&line), threads, value, unit, limit, fraction);
-    buf_deinit(&line);
 }
 
 static void measure(struct kernel_bench *b, const char *name, const char *shape,
@@ -129,13 +43,15 @@ static void measure(struct kernel_bench *b, const char *name, const char *shape,
 {
     struct run *run = b->ctx;
     double value[ROUNDS], limit[ROUNDS], fraction[ROUNDS], budget = run->opt.seconds / ROUNDS;
+    struct bench_row row = {.threads = pool_threads(b->pool)};
     int64_t i = 0;
 
     run_case(arg, i++); /* pages in, threads awake */
     for (int round = 0; round < ROUNDS; round++) {
         int64_t first = i;
 
-        limit[round] = limit_kind == LIMIT_READ ? limit_read(b) : limit_dot(b);
+        limit[round] = limit_kind == LIMIT_READ ? bench_limit_read(&run->limits, b->pool)
+                                                : bench_limit_flops(&run->limits, b->pool);
         uint64_t start = clock_now_ns();
 
         do
@@ -144,15 +60,13 @@ static void measure(struct kernel_bench *b, const char *name, const char *shape,
         value[round] = amount * (double)(i - first) / seconds_since(start);
         fraction[round] = value[round] / limit[round];
     }
-    const char *unit = limit_kind == LIMIT_READ ? "GB/s" : "GFLOP/s";
-    double v = median(value) * 1e-9, l = median(limit) * 1e-9, f = median(fraction);
-
-    if (run->opt.json)
-        print_json(name, shape, pool_threads(b->pool), v, unit, l, f);
-    else
-        printf("| %-12s | %-48s | %7d | %7.1f %-7s | %7.1f | %5.1f %% |\n", name, shape,
-               pool_threads(b->pool), v, unit, l, 100 * f);
-    fflush(stdout);
+    snprintf(row.name, sizeof(row.name), "%s", name);
+    snprintf(row.shape, sizeof(row.shape), "%s", shape);
+    snprintf(row.unit, sizeof(row.unit), "%s", limit_kind == LIMIT_READ ? "GB/s" : "GFLOP/s");
+    row.value = bench_median(value, ROUNDS) * 1e-9;
+    row.limit = bench_median(limit, ROUNDS) * 1e-9;
+    row.fraction = bench_median(fraction, ROUNDS);
+    bench_table_add(&run->table, &row);
 }
 
 /* ---- the command ---- */
@@ -243,6 +157,11 @@ int cmd_bench_kernels(int argc, char **argv)
          .arg = "S",
          .help = "time for each case"},
         {.name = "json", .type = FLAG_BOOL, .field = &o->json, .help = "one JSON object a line"},
+        {.name = "svg",
+         .type = FLAG_STRING,
+         .field = &o->svg,
+         .arg = "FILE",
+         .help = "draw the shares too"},
         {0},
     };
     enum cpu_isa isa;
@@ -259,21 +178,12 @@ int cmd_bench_kernels(int argc, char **argv)
     }
     if (!parse_isa(o->cpu_isa, &isa))
         return 1;
-    run.memory_bytes = (size_t)o->footprint_mb << 20;
-    run.memory =
-        mmap(NULL, run.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (run.memory == MAP_FAILED) {
+    if (bench_limits_open(&run.limits, isa, (size_t)o->footprint_mb << 20) != 0) {
         fprintf(stderr, "baton bench-kernels: no memory for --footprint-mb %lld\n",
                 (long long)o->footprint_mb);
         return 1;
     }
-    madvise(run.memory, run.memory_bytes, MADV_HUGEPAGE);
-    memset(run.memory, 1, run.memory_bytes);
-    if (!o->json)
-        printf(
-            "| %-12s | %-48s | threads | %-15s | %7s | %7s |\n| --- | --- | ---: | ---: | ---: | "
-            "---: |\n",
-            "operation", "shape", "reached", "limit", "share");
+    bench_table_begin(&run.table, o->json);
     if (o->threads > 0) {
         status = run_threads(&run, isa, (int)o->threads);
     } else {
@@ -281,6 +191,10 @@ int cmd_bench_kernels(int argc, char **argv)
         if (status == 0)
             status = run_threads(&run, isa, 0);
     }
-    munmap(run.memory, run.memory_bytes);
+    bench_limits_close(&run.limits);
+    if (o->svg != NULL && bench_table_svg(&run.table, "baton bench-kernels", o->svg) != 0) {
+        fprintf(stderr, "baton bench-kernels: %s: %s\n", o->svg, strerror(errno));
+        return 1;
+    }
     return status;
 }

@@ -15,6 +15,9 @@ int cmd_parse(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
 
+/* cmd_bench_engine.c */
+int cmd_bench_engine(int argc, char **argv);
+
 /* cmd_bench_kernels.c */
 int cmd_bench_kernels(int argc, char **argv);
 

@@ -17,6 +17,8 @@ static const struct {
     {"tokenize", cmd_tokenize, "text to token ids (JSON lines)"},
     {"detokenize", cmd_detokenize, "token ids to text, as a stream shows it (JSON lines)"},
     {"parse", cmd_parse, "model output to reasoning, content and tool calls (JSON lines)"},
+    {"bench-engine", cmd_bench_engine,
+     "decode and prefill of a checkpoint, as a share of what this machine can reach"},
     {"bench-kernels", cmd_bench_kernels,
      "CPU operations, as a share of what this machine can reach"},
     {"bench-kv", cmd_bench_kv, "how fast KV pages move between two processes or hosts"},
