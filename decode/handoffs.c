@@ -1,5 +1,6 @@
 #include "decode/handoffs.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 #include "common/base/log.h"
@@ -7,6 +8,7 @@
 #include "common/worker/handoff.h"
 #include "common/worker/sampling.h"
 #include "common/worker/worker.h"
+#include "decode/receive_table.h"
 #include "decode/messages.h"
 
 struct handoffs {
@@ -109,13 +111,13 @@ static void try_next(struct handoffs *h, struct request *r, const struct status 
 bool handoffs_abandon(struct handoffs *h, struct request *r, const char *why)
 {
     (void)h;
-    switch (r->state) {
-    case REQ_RECEIVING:
+    switch (receive_action(r->state, HE_UNWANTED)) {
+    case HA_CANCEL:
         r->peer_may_write = true;
         request_enter(r, REQ_DRAINING, why);
         tell(r, "cancel");
         return false;
-    case REQ_VERIFYING: /* the peer has stopped writing; our own thread may still read */
+    case HA_RELEASE: /* the peer has stopped writing; our own thread may still read */
         tell(r, "release");
         if (!r->verifying)
             return true;
@@ -183,10 +185,9 @@ static void on_done(struct handoffs *h, struct request *r, const Baton__V1__Pref
 {
     struct status st;
 
-    if (r->state == REQ_DRAINING)
-        return; /* done and our cancel crossed: stopped still follows */
-    if (r->state != REQ_RECEIVING) {
-        log_error("%s: %s sent done twice", r->rid, prefill_worker_address(r->prefill));
+    if (receive_action(r->state, HE_DONE) != HA_VERIFY) {
+        /* Draining: done and our cancel crossed, stopped still follows. */
+        log_debug("%s: %s sent done again or late", r->rid, prefill_worker_address(r->prefill));
         return;
     }
     if (request_keep_done(r, m, &st) != ST_OK || start_verify(h, r, &st) != ST_OK) {
@@ -210,18 +211,23 @@ static void on_stopped(struct handoffs *h, struct request *r, const Baton__V1__P
                m->error != NULL ? m->error->message : "stopped");
     if (why.code == ST_OK || why.code >= ST_N_CODES)
         why.code = ST_INTERNAL;
-    if (r->state == REQ_DRAINING) {
+    switch (receive_action(r->state, worth_another(why.code) ? HE_STOPPED : HE_REFUSED)) {
+    case HA_STOPPED:
         r->peer_may_write = false;
         check_drained(h, r);
-    } else if (r->state == REQ_RECEIVING && worth_another(why.code)) {
-        /* It stopped, so the units stay ours: the next one may write them. */
+        break;
+    case HA_NEXT: /* it stopped, so the units stay ours: the next one may write them */
         request_enter(r, REQ_WAITING, why.msg);
         request_enter(r, REQ_ASKING, "units kept");
         try_next(h, r, &why);
-    } else if (r->state == REQ_RECEIVING) {
+        break;
+    case HA_FAIL:
         r->peer_may_write = false;
         request_enter(r, REQ_WAITING, why.msg); /* nothing is written: no draining */
         h->events.failed(h->events.arg, r, &why);
+        break;
+    default:
+        log_debug("%s: stopped late: %s", r->rid, why.msg);
     }
 }
 
@@ -251,12 +257,16 @@ void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V
 void handoffs_verified(struct handoffs *h, struct request *r, const struct status *result,
                        uint32_t n_groups)
 {
+    enum receive_action action =
+        receive_action(r->state, result->code == ST_OK ? HE_VERIFIED : HE_DIFFERS);
+
     r->verifying = false;
-    if (r->state == REQ_DRAINING) {
+    if (action == HA_READ) {
         check_drained(h, r);
         return;
     }
-    if (result->code == ST_OK) {
+    assert(action == HA_RUN || action == HA_RESEND);
+    if (action == HA_RUN) {
         r->stats.has_checksums_verified = true;
         r->stats.checksums_verified = n_groups;
         tell(r, "release");
@@ -281,7 +291,7 @@ static void on_ready(void *arg, struct prefill_worker *p)
     struct handoffs *h = arg;
 
     for (struct request *r = h->requests; r != NULL; r = r->next)
-        if (r->state == REQ_ASKING && r->prefill == p)
+        if (r->prefill == p && receive_action(r->state, HE_READY) == HA_SUBMIT)
             submit_now(h, r);
 }
 
@@ -300,18 +310,23 @@ static void quarantine(struct handoffs *h, struct request *r, struct prefill_wor
 static void lost_one(struct handoffs *h, struct request *r, struct prefill_worker *p,
                      const struct status *why)
 {
-    if (r->state == REQ_ASKING) {
+    switch (receive_action(r->state, HE_LOST)) {
+    case HA_NEXT:
         try_next(h, r, why);
         return;
-    }
-    if (r->state != REQ_RECEIVING && !(r->state == REQ_DRAINING && r->peer_may_write))
-        return; /* VERIFYING: everything is here already */
-    quarantine(h, r, p);
-    if (r->state == REQ_DRAINING) {
-        r->peer_may_write = false;
-        check_drained(h, r);
+    case HA_QUARANTINE:
+        if (r->peer_may_write) {
+            quarantine(h, r, p);
+            r->peer_may_write = false;
+            check_drained(h, r);
+        }
         return;
+    case HA_REQUEUE:
+        break;
+    default:
+        return; /* VERIFYING: everything is here already */
     }
+    quarantine(h, r, p);
     engine_requeue(h->engine, &r->seq);
     request_enter(r, REQ_WAITING, why->msg);
     r->last_error = *why;

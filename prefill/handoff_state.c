@@ -22,6 +22,27 @@ static const uint32_t next_states[HANDOFF_N_STATES] = {
     [HANDOFF_STOPPING] = TO(HANDOFF_GONE),
 };
 
+/* Columns: ADMITTED, COMPUTED, PUT_ENDED, PUTS_ENDED, CANCEL, RESEND, RELEASE, FAILED. */
+#define I HANDOFF_IGNORE
+#define BUG HANDOFF_BUG
+/* clang-format off */
+static const uint8_t table[HANDOFF_N_STATES][HANDOFF_N_EVENTS] = {
+    [HANDOFF_WAITING]   = {HANDOFF_COMPUTE, BUG, BUG, BUG, HANDOFF_TELL_STOPPED, I, I, HANDOFF_TELL_STOPPED},
+    [HANDOFF_COMPUTING] = {BUG, HANDOFF_FLUSH, I, I, HANDOFF_STOP, I, I, HANDOFF_STOP},
+    [HANDOFF_FLUSHING]  = {BUG, BUG, I, HANDOFF_TELL_DONE, HANDOFF_STOP, I, I, HANDOFF_STOP},
+    [HANDOFF_SENT]      = {BUG, BUG, BUG, BUG, HANDOFF_TELL_STOPPED, HANDOFF_SEND_AGAIN, HANDOFF_END, HANDOFF_END},
+    [HANDOFF_STOPPING]  = {BUG, BUG, I, HANDOFF_TELL_STOPPED, I, I, I, I},
+    [HANDOFF_GONE]      = {BUG, BUG, BUG, BUG, I, I, I, I},
+};
+/* clang-format on */
+#undef I
+#undef BUG
+
+enum handoff_action handoff_action(enum handoff_state state, enum handoff_event event)
+{
+    return (enum handoff_action)table[state][event];
+}
+
 void handoff_enter(struct handoff *h, enum handoff_state next, const char *why)
 {
     assert(next_states[h->state] & TO(next));

@@ -32,6 +32,36 @@ enum handoff_state {
     HANDOFF_N_STATES
 };
 
+enum handoff_event {
+    HANDOFF_ADMITTED,   /* the engine: it has pages */
+    HANDOFF_COMPUTED,   /* the engine: its last chunk */
+    HANDOFF_PUT_ENDED,  /* a transfer, well; others still run */
+    HANDOFF_PUTS_ENDED, /* a transfer, and no other runs */
+    HANDOFF_CANCEL,     /* the peer */
+    HANDOFF_RESEND,     /* the peer: checksums differ */
+    HANDOFF_RELEASE,    /* the peer: checksums hold */
+    HANDOFF_FAILED,     /* a step or transfer failed, or the peer is lost; transfers may run */
+    HANDOFF_N_EVENTS
+};
+
+enum handoff_action {
+    HANDOFF_UNDEFINED, /* no pair has it */
+    HANDOFF_IGNORE,    /* late, twice, or out of order */
+    HANDOFF_COMPUTE,
+    HANDOFF_FLUSH,
+    HANDOFF_TELL_DONE,
+    HANDOFF_SEND_AGAIN,
+    HANDOFF_STOP,         /* transfers are asked to end; at once when none runs */
+    HANDOFF_END,          /* pages go back */
+    HANDOFF_TELL_STOPPED, /* the same, and the peer hears that nothing is written any more */
+    HANDOFF_BUG,          /* cannot happen: ours alone to cause */
+    HANDOFF_N_ACTIONS
+};
+
+/** What to do at that event: one action for every pair. "Stopped" is never told, and pages never go
+ * back, while a transfer may run. */
+enum handoff_action handoff_action(enum handoff_state state, enum handoff_event event);
+
 /* A decode worker with a session. */
 struct prefill_peer {
     struct prefill_link *link;      /* lives as long as the peer */

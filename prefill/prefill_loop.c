@@ -47,7 +47,10 @@ static struct handoff *find(struct prefill_loop *l, const struct prefill_peer *p
 static void end(struct prefill_loop *l, struct handoff *h, const char *why)
 {
     assert(h->n_puts == 0);
-    if (h->state == HANDOFF_STOPPING || h->state == HANDOFF_WAITING) {
+    if (h->state == HANDOFF_SENT && h->error.code == ST_CANCELLED) {
+        reply_stopped(h->peer, h->id, NULL); /* its cancel and our done crossed */
+        prefill_metrics_end(&l->metrics, ST_OK);
+    } else if (h->state == HANDOFF_STOPPING || h->state == HANDOFF_WAITING) {
         reply_stopped(h->peer, h->id, h->error.code == ST_CANCELLED ? NULL : &h->error);
         prefill_metrics_end(&l->metrics, h->error.code);
     } else {
@@ -60,12 +63,15 @@ static void end(struct prefill_loop *l, struct handoff *h, const char *why)
 /* Ends a handoff early, whatever its state; pages stay until the running transfers have ended. */
 static void stop(struct prefill_loop *l, struct handoff *h, const struct status *why)
 {
-    if (h->state == HANDOFF_STOPPING || h->state == HANDOFF_GONE)
+    enum handoff_action action =
+        handoff_action(h->state, why->code == ST_CANCELLED ? HANDOFF_CANCEL : HANDOFF_FAILED);
+
+    if (action == HANDOFF_IGNORE)
         return;
     h->error = *why;
     if (why->code != ST_CANCELLED)
         log_warn("%s: prefill for %s stops: %s", h->rid, h->peer->name, why->msg);
-    if (h->state == HANDOFF_COMPUTING || h->state == HANDOFF_FLUSHING) {
+    if (action == HANDOFF_STOP) {
         handoff_enter(h, HANDOFF_STOPPING, why->msg);
         kv_sender_cancel(h);
         if (h->seq.state == SEQ_RUNNING)
@@ -146,10 +152,7 @@ static void on_cancel(struct prefill_loop *l, struct prefill_peer *peer, uint64_
     status_set(&why, ST_CANCELLED, "cancelled by %s", peer->name);
     if (h == NULL)
         reply_stopped(peer, id, NULL); /* already over: say so, the peer waits for it */
-    else if (h->state == HANDOFF_SENT) {
-        reply_stopped(peer, id, NULL);
-        end(l, h, why.msg);
-    } else
+    else
         stop(l, h, &why);
 }
 
@@ -158,10 +161,14 @@ static void on_resend(struct prefill_loop *l, struct prefill_peer *peer, uint64_
     struct handoff *h = find(l, peer, id);
     struct status st;
 
-    if (h == NULL || h->state != HANDOFF_SENT) {
-        status_set(&st, ST_INVALID, "resend of a handoff that is not there");
+    if (h == NULL) { /* nothing of it is written any more, and another worker may do it */
+        status_set(&st, ST_UNAVAILABLE, "resend of a handoff that is not there");
         reply_stopped(peer, id, &st);
         return;
+    }
+    if (handoff_action(h->state, HANDOFF_RESEND) != HANDOFF_SEND_AGAIN) {
+        log_warn("%s: %s asks for a resend of what was not sent yet", h->rid, peer->name);
+        return; /* not "stopped": transfers may run */
     }
     log_error("%s: %s found wrong checksums in what we wrote: writing %u pages again", h->rid,
               peer->name, h->n_pages - h->n_present);
@@ -176,7 +183,7 @@ static void on_release(struct prefill_loop *l, struct prefill_peer *peer, uint64
 {
     struct handoff *h = find(l, peer, id);
 
-    if (h != NULL && h->state == HANDOFF_SENT)
+    if (h != NULL && handoff_action(h->state, HANDOFF_RELEASE) == HANDOFF_END)
         end(l, h, "released");
 }
 
@@ -197,6 +204,29 @@ static void on_request(struct prefill_loop *l, struct prefill_link *link,
         on_release(l, peer, m->release->request_id);
 }
 
+/* A transfer has ended: was it the last? */
+static void puts_ended(struct prefill_loop *l, struct handoff *h)
+{
+    switch (handoff_action(h->state, h->n_puts == 0 ? HANDOFF_PUTS_ENDED : HANDOFF_PUT_ENDED)) {
+    case HANDOFF_TELL_DONE:
+        tell_done(l, h);
+        break;
+    case HANDOFF_TELL_STOPPED:
+        end(l, h, "transfers ended");
+        break;
+    default:
+        break;
+    }
+}
+
+/* stop() ends it when no other transfer runs, unless it was STOPPING already. */
+static void stop_put_failed(struct prefill_loop *l, struct handoff *h, const struct status *why)
+{
+    stop(l, h, why);
+    if (h->state == HANDOFF_STOPPING)
+        puts_ended(l, h);
+}
+
 static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
 {
     struct handoff *h = m->handoff;
@@ -208,11 +238,9 @@ static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
         h->crc[m->first_group + i] = m->crc[i];
     prefill_metrics_put(&l->metrics, m->bytes, m->elapsed_us);
     if (m->status.code != ST_OK)
-        stop(l, h, &m->status);
-    else if (h->state == HANDOFF_FLUSHING && h->n_puts == 0)
-        tell_done(l, h);
-    if (h->state == HANDOFF_STOPPING && h->n_puts == 0)
-        end(l, h, "transfers ended");
+        stop_put_failed(l, h, &m->status);
+    else
+        puts_ended(l, h);
 }
 
 static void peer_lost(void *arg, struct prefill_peer *peer)
@@ -222,11 +250,7 @@ static void peer_lost(void *arg, struct prefill_peer *peer)
 
     status_set(&why, ST_UNAVAILABLE, "decode worker %s is gone", peer->name);
     for (struct handoff *h = l->handoffs; h != NULL; h = h->next) {
-        if (h->peer != peer || h->state == HANDOFF_GONE)
-            continue;
-        if (h->state == HANDOFF_SENT)
-            end(l, h, why.msg);
-        else
+        if (h->peer == peer)
             stop(l, h, &why);
     }
 }
