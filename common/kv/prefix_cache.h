@@ -88,7 +88,7 @@ void prefix_cache_peek(const struct prefix_cache *c, uint64_t salt, const int32_
 uint32_t prefix_cache_insert(struct prefix_cache *c, uint64_t salt, const int32_t *tokens,
                              const uint32_t *pages, uint32_t n_pages);
 
-/** Whether the boundary after n_pages is in the tree and has no snapshot. */
+/** Whether the boundary after n_pages has no snapshot yet, be it in the tree or not. */
 bool prefix_cache_lacks_snapshot(const struct prefix_cache *c, uint64_t salt, const int32_t *tokens,
                                  uint32_t n_pages);
 
