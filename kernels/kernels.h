@@ -305,6 +305,19 @@ struct kernel_ops {
     void (*moe)(struct kernels *k, struct dev_ptr y, struct dev_ptr xq, struct dev_ptr ids,
                 struct dev_ptr weights, const struct expert_weights *experts,
                 const struct expert_weights *shared, int T);
+    /* The same in two halves, for a rank that holds some of the experts (common/model/shard.h); a
+     * backend without them (NULL) runs on one rank.
+     * parts[t][i] = expert ids[t][i]'s result, bf16, when first <= id < first + n, else +0;
+     * parts[t][n_active] = shared(x), or +0 when shared is NULL. parts bf16 [T][n_active + 1][d].
+     */
+    void (*moe_parts)(struct kernels *k, struct dev_ptr parts, struct dev_ptr xq,
+                      struct dev_ptr ids, struct dev_ptr weights,
+                      const struct expert_weights *experts, const struct expert_weights *shared,
+                      int first, int n, int T);
+    /* y[t] = the sum of parts[t], in the order and with the rounding of moe(): bit for bit what it
+     * gives. */
+    void (*moe_sum)(struct kernels *k, struct dev_ptr y, struct dev_ptr parts, struct dev_ptr ids,
+                    int T);
 };
 
 struct kernels {

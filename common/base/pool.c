@@ -77,7 +77,7 @@ static void *worker_main(void *arg)
     }
 }
 
-static int usable_cpus(void)
+int pool_usable_cpus(void)
 {
     cpu_set_t set;
 
@@ -89,7 +89,7 @@ static int usable_cpus(void)
 enum status_code pool_new(int n_threads, struct pool **out, struct status *st)
 {
     struct pool *p = calloc(1, sizeof(*p));
-    int wanted = n_threads > 0 ? n_threads : usable_cpus();
+    int wanted = n_threads > 0 ? n_threads : pool_usable_cpus();
 
     if (p == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a thread pool");

@@ -21,6 +21,9 @@ typedef void (*pool_fn)(void *arg, int part, int n_parts);
 enum status_code pool_new(int n_threads, struct pool **out, struct status *st);
 void pool_free(struct pool *p);
 
+/** CPUs that this process may use. */
+int pool_usable_cpus(void);
+
 /** How many parts pool_run() makes. */
 int pool_threads(const struct pool *p);
 

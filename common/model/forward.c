@@ -24,12 +24,56 @@ static struct kernel_kv kv_view(const struct forward *f, int layer)
     };
 }
 
+/* ---- several ranks ---- */
+
+/* Whether this rank writes the KV. */
+static bool writes_kv(const struct forward *f)
+{
+    return f->comm == NULL || !f->kv_shared || f->shard->rank == 0;
+}
+
+/* Between one rank's writing of the KV and the others' reading, or the reverse. */
+static void settle_kv(struct forward *f)
+{
+    if (f->comm != NULL && f->kv_shared)
+        comm_barrier(f->comm);
+}
+
+/* y = xq . W^T with all n_cols columns, of which this rank's W may hold a share. */
+static void project(struct forward *f, struct dev_ptr y, struct dev_ptr xq, const struct weight *w,
+                    int64_t n_cols)
+{
+    bool cut = w->rows != n_cols;
+
+    f->k->ops->linear_q(f->k, cut ? f->ws->share : y, xq, w, f->batch.n_rows);
+    if (cut)
+        comm_all_gather_columns(f->comm, y, f->ws->share, (size_t)f->batch.n_rows,
+                                (size_t)w->rows * 2);
+}
+
+/* ws->o -> ws->o_low, by groups, of which this rank may hold a share. */
+static void project_groups(struct forward *f, const struct weight *w)
+{
+    struct workspace *ws = f->ws;
+    bool cut = f->shard->heads;
+    int groups = cut ? f->c->o_groups / f->shard->n_ranks : f->c->o_groups;
+
+    f->k->ops->linear_grouped(f->k, cut ? ws->share : ws->o_low, ws->o, w, f->batch.n_rows, groups);
+    if (cut)
+        comm_all_gather_columns(f->comm, ws->o_low, ws->share, (size_t)f->batch.n_rows,
+                                (size_t)w->rows * 2);
+}
+
+/* ---- a layer ---- */
+
 static void compress(struct forward *f, const struct compressor_weights *w,
                      const struct kernel_kv *view, bool for_index)
 {
     struct kernels *k = f->k;
     struct workspace *ws = f->ws;
 
+    if (!writes_kv(f))
+        return;
     k->ops->linear(k, ws->comp_kv, ws->x, &w->wkv, f->batch.n_rows, true);
     k->ops->linear(k, ws->comp_score, ws->x, &w->wgate, f->batch.n_rows, true);
     k->ops->compress(k, ws->comp_kv, ws->comp_score, w, &f->batch, view, ws->freq[1], for_index);
@@ -43,8 +87,8 @@ static void choose_entries(struct forward *f, const struct attention_weights *w,
     struct workspace *ws = f->ws;
     int T = f->batch.n_rows;
 
-    compress(f, &w->index_comp, view, true);
-    k->ops->linear_q(k, ws->index_q, ws->q_latent_q, &w->index_wq_b, T);
+    project(f, ws->index_q, ws->q_latent_q, &w->index_wq_b,
+            (int64_t)f->c->index_n_heads * f->c->index_head_dim);
     k->ops->linear(k, ws->index_w, ws->x, &w->index_proj, T, false);
     k->ops->index_query(k, ws->index_q, ws->index_w, &f->batch, ws->freq[1]);
     k->ops->index_select(k, ws->chosen, ws->index_q, ws->index_w, &f->batch, view);
@@ -69,19 +113,24 @@ static void attention(struct forward *f, const struct attention_weights *w, int 
     k->ops->linear_q(k, ws->kv, ws->xq, &w->wkv, T);
     k->ops->kv_latent(k, ws->rows, ws->kv, &w->kv_norm, &f->batch, freq, &view);
     if (view.ratio == 4)
-        choose_entries(f, w, &view);
+        compress(f, &w->index_comp, &view, true);
     if (view.ratio > 0)
         compress(f, &w->comp, &view, false);
+    settle_kv(f);
+    if (view.ratio == 4)
+        choose_entries(f, w, &view);
     k->ops->attention(k, ws->o, ws->q, ws->rows, ws->chosen, &w->sink, &f->batch, &view, freq);
-    k->ops->window_commit(k, ws->rows, &f->batch, &view);
+    settle_kv(f);
+    if (writes_kv(f))
+        k->ops->window_commit(k, ws->rows, &f->batch, &view);
 
-    k->ops->linear_grouped(k, ws->o_low, ws->o, &w->wo_a, T, f->c->o_groups);
+    project_groups(f, &w->wo_a);
     k->ops->act_quant(k, ws->xq, ws->o_low, T, f->c->o_groups * f->c->o_lora_rank);
-    k->ops->linear_q(k, ws->y, ws->xq, &w->wo_b, T);
+    project(f, ws->y, ws->xq, &w->wo_b, f->c->hidden_size);
 }
 
 /* ws->x -> ws->y */
-static void experts(struct forward *f, const struct moe_weights *w, bool hashed)
+static void experts(struct forward *f, const struct moe_weights *w, int layer, bool hashed)
 {
     struct kernels *k = f->k;
     struct workspace *ws = f->ws;
@@ -90,7 +139,18 @@ static void experts(struct forward *f, const struct moe_weights *w, bool hashed)
     k->ops->gate(k, ws->ids, ws->gate_w, ws->x, &w->gate, hashed ? NULL : &w->bias,
                  hashed ? &w->table : NULL, f->batch.tokens, T);
     k->ops->act_quant(k, ws->xq, ws->x, T, f->c->hidden_size);
-    k->ops->moe(k, ws->y, ws->xq, ws->ids, ws->gate_w, w->experts, &w->shared, T);
+    if (f->comm == NULL) {
+        k->ops->moe(k, ws->y, ws->xq, ws->ids, ws->gate_w, w->experts, &w->shared, T);
+        return;
+    }
+    /* Each part has one owner, so that the sum over ranks has one term: exact in any order. */
+    k->ops->moe_parts(k, ws->parts, ws->xq, ws->ids, ws->gate_w, w->experts,
+                      shard_has_shared(f->shard, layer) ? &w->shared : NULL, f->shard->first_expert,
+                      f->shard->n_experts, T);
+    comm_all_reduce(f->comm, ws->parts,
+                    (size_t)T * (size_t)(f->c->n_active + 1) * (size_t)f->c->hidden_size,
+                    COMM_BF16);
+    k->ops->moe_sum(k, ws->y, ws->parts, ws->ids, T);
 }
 
 void forward_layer(struct forward *f, const struct layer_weights *w, int layer,
@@ -106,7 +166,7 @@ void forward_layer(struct forward *f, const struct layer_weights *w, int layer,
     k->ops->hc_write(k, streams, ws->y, streams, ws->post, ws->comb, T);
     k->ops->hc_read(k, ws->x, ws->post, ws->comb, streams, &w->hc_ffn.fn, &w->hc_ffn.scale,
                     &w->hc_ffn.base, &w->ffn_norm, T);
-    experts(f, &w->moe, w->hashed);
+    experts(f, &w->moe, layer, w->hashed);
     k->ops->hc_write(k, streams, ws->y, streams, ws->post, ws->comb, T);
 }
 
@@ -147,5 +207,8 @@ void forward_head(struct forward *f, const struct head_weights *w, struct dev_pt
 
     k->ops->hc_head(k, ws->x, streams, ws->logit_rows, &w->hc.fn, &w->hc.scale, &w->hc.base,
                     &w->norm, n);
-    k->ops->linear(k, ws->logits, ws->x, &f->w->head, n, true);
+    k->ops->linear(k, f->shard->vocab ? ws->share : ws->logits, ws->x, &f->w->head, n, true);
+    if (f->shard->vocab)
+        comm_all_gather_columns(f->comm, ws->logits, ws->share, (size_t)n,
+                                (size_t)f->w->head.rows * sizeof(float));
 }

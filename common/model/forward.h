@@ -7,6 +7,7 @@
 #ifndef BATON_COMMON_MODEL_FORWARD_H
 #define BATON_COMMON_MODEL_FORWARD_H
 
+#include "common/comm/comm.h"
 #include "common/kv/geometry.h"
 #include "common/model/model.h"
 #include "common/model/weights.h"
@@ -21,6 +22,9 @@ struct forward {
     const struct weights *w;
     struct workspace *ws;
     struct kernel_batch batch;
+    const struct shard *shard;
+    struct comm *comm; /* NULL: one rank */
+    bool kv_shared;    /* all ranks use one KV memory, which rank 0 writes */
 };
 
 /** Layer `layer` of the geometry (MTP blocks after the main ones) over the rows of the batch:

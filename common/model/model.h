@@ -2,10 +2,10 @@
  * model: a V4 checkpoint made runnable: weights on one device, the forward pass over ragged
  * batches, the MTP block, the head.
  *
- * Owns      the kernels, the weights, the step's workspace (sized at open; a forward allocates
- * nothing). Promises  the logits of a sequence do not depend on the batch it shares, on how its
- * tokens were cut into spans, or on the number of threads: bit for bit. Threads   one caller (the
- * engine thread). Read-only getters: any, after model_open().
+ * Owns      the ranks (one, or --tp-size of them), with kernels, weights, the step's workspace
+ * (sized at open; a forward allocates nothing). Promises  the logits of a sequence do not depend on
+ * the batch it shares, on how its tokens were cut into spans, or on the number of threads: bit for
+ * bit. Threads   one caller (the engine thread). Read-only getters: any, after model_open().
  */
 #ifndef BATON_COMMON_MODEL_MODEL_H
 #define BATON_COMMON_MODEL_MODEL_H
@@ -31,6 +31,13 @@ struct model_options {
     int max_batch_seqs;
     int max_context;    /* tokens of one sequence, at most */
     int max_logit_rows; /* rows of logits of one forward, at most */
+    int tp_size;        /* ranks that share the model (shard.h); 0: one. The bits are the same */
+    /* Called once when the group of ranks has failed, by the thread that found it; every forward
+     * fails from then on, and a rank may be stuck in the model's memory for ever: the process
+     * should end. NULL: nobody. */
+    void (*on_group_failure)(void *arg, const char *reason);
+    void *on_group_failure_arg;
+    int inject_stall_rank; /* tests: this rank (> 0) stops for good at its third step */
 };
 
 /** @return ST_OK; ST_INVALID or ST_CORRUPT naming file, tensor, found and expected; ST_EXHAUSTED */
@@ -48,7 +55,7 @@ const struct kv_geometry *model_get_geometry(const struct model *m);
  * that loaded the same checkpoint. */
 uint64_t model_fingerprint(const struct model *m);
 
-/** Total bytes of weights on the device. */
+/** Total bytes of weights on the device or devices. */
 uint64_t model_weight_bytes(const struct model *m);
 
 /* What weights are for, by the names of their tensors. */
@@ -68,6 +75,10 @@ void model_weight_classes(const struct model *m, uint64_t *out);
 
 /** Bytes of the buffers of a step, logits included. */
 uint64_t model_workspace_bytes(const struct model *m);
+
+/** Ranks that share the model, and what each holds. @param rank  [0, model_n_ranks()) */
+int model_n_ranks(const struct model *m);
+void model_rank_bytes(const struct model *m, int rank, uint64_t *weights, uint64_t *workspace);
 
 /** "cpu-avx512" and the like. */
 const char *model_backend_name(const struct model *m);
@@ -106,7 +117,7 @@ struct model_span {
  * @param logits  out, host f32 [rows asked for, in batch order][vocab]; borrowed until the next
  * call
  * @return ST_OK; ST_INVALID for a token id outside the vocabulary or a bound of the options passed;
- *         ST_INTERNAL for a device fault
+ *         ST_INTERNAL for a device fault; ST_UNAVAILABLE when the group of ranks has failed
  */
 enum status_code model_forward(struct model *m, const struct kv_memory *kv,
                                const struct model_span *spans, int n_spans, const float **logits,

@@ -20,6 +20,9 @@ enum storage {
 struct loader {
     const struct safetensors *s;
     const struct model_config *c;
+    const struct shard *shard;
+    bool cut;          /* of the tensor being loaded: only this rank's rows */
+    bool skip;         /* another rank's: only checked */
     struct kernels *k; /* NULL: check only */
     bool *used;        /* [tensors] */
     uint64_t bytes, class_bytes[WEIGHT_CLASSES];
@@ -57,8 +60,10 @@ static const struct tensor *find(struct loader *l, const char *name)
         return NULL;
     }
     l->used[t - safetensors_all(l->s, &n)] = true;
-    l->bytes += t->bytes;
-    l->class_bytes[class_of(name)] += t->bytes;
+    uint64_t bytes = l->skip ? 0 : l->cut ? t->bytes / (uint64_t)l->shard->n_ranks : t->bytes;
+
+    l->bytes += bytes;
+    l->class_bytes[class_of(name)] += bytes;
     return t;
 }
 
@@ -104,11 +109,42 @@ static bool has_dtype(struct loader *l, const struct tensor *t, enum st_dtype a,
     return false;
 }
 
+/* This rank's share of the rows (of a vector: of its elements). See shard.c for what divides. */
+static struct weight_src share_of(const struct loader *l, const struct weight_src *src)
+{
+    static const int64_t bits[] = {[WEIGHT_BF16] = 16,
+                                   [WEIGHT_F32] = 32,
+                                   [WEIGHT_FP8] = 8,
+                                   [WEIGHT_FP4] = 4,
+                                   [WEIGHT_I64] = 64};
+    struct weight_src s = *src;
+    int64_t n = l->shard->n_ranks, first;
+
+    if (s.rows == 1) {
+        s.cols /= n;
+        s.data = (const uint8_t *)s.data + l->shard->rank * s.cols * bits[s.type] / 8;
+        return s;
+    }
+    s.rows /= n;
+    first = l->shard->rank * s.rows;
+    s.data = (const uint8_t *)s.data + first * s.cols * bits[s.type] / 8;
+    if (s.scale != NULL) /* FP8: a row of scales per 128 rows */
+        s.scale = (const uint8_t *)s.scale +
+                  first / 128 * ((s.cols + 127) / 128) * (s.scale_is_f32 ? 4 : 1);
+    return s;
+}
+
 static bool load(struct loader *l, const struct tensor *t, const struct weight_src *src,
                  struct weight *out)
 {
-    if (l->k == NULL)
+    struct weight_src share;
+
+    if (l->k == NULL || l->skip)
         return true;
+    if (l->cut) {
+        share = share_of(l, src);
+        src = &share;
+    }
     if (l->k->ops->weight_load(l->k, src, out) == 0)
         return true;
     status_set(l->st, ST_EXHAUSTED, "tensor %s: %s", t->name, l->k->error);
@@ -179,6 +215,18 @@ static bool at(struct loader *l, const char *prefix, const char *suffix, enum st
                                                    : plain(l, name, how, rows, cols, out);
 }
 
+/* The same, cut by rows when `cut`. */
+static bool at_cut(struct loader *l, bool cut, const char *prefix, const char *suffix,
+                   enum storage how, int64_t rows, int64_t cols, struct weight *out)
+{
+    bool fine;
+
+    l->cut = cut;
+    fine = at(l, prefix, suffix, how, rows, cols, out);
+    l->cut = false;
+    return fine;
+}
+
 /* ---- the parts of a layer, as CHECKPOINT.md lists them ---- */
 
 static bool load_hc(struct loader *l, const char *prefix, int64_t rows, int64_t scales,
@@ -210,14 +258,14 @@ static bool load_attention(struct loader *l, const char *prefix, int ratio,
     int64_t GO = (int64_t)c->o_groups * c->o_lora_rank, ql = c->q_lora_rank;
     char name[256];
 
-    if (!at(l, prefix, ".attn_sink", PLAIN_F32, 0, c->n_heads, &w->sink) ||
+    if (!at_cut(l, l->shard->heads, prefix, ".attn_sink", PLAIN_F32, 0, c->n_heads, &w->sink) ||
         !at(l, prefix, ".wq_a", QUANT_FP8, ql, d, &w->wq_a) ||
         !at(l, prefix, ".q_norm.weight", PLAIN_BF16, 0, ql, &w->q_norm) ||
-        !at(l, prefix, ".wq_b", QUANT_FP8, HD, ql, &w->wq_b) ||
+        !at_cut(l, l->shard->heads, prefix, ".wq_b", QUANT_FP8, HD, ql, &w->wq_b) ||
         !at(l, prefix, ".wkv", QUANT_FP8, c->head_dim, d, &w->wkv) ||
         !at(l, prefix, ".kv_norm.weight", PLAIN_BF16, 0, c->head_dim, &w->kv_norm) ||
-        !at(l, prefix, ".wo_a", QUANT_FP8, GO, HD / c->o_groups, &w->wo_a) ||
-        !at(l, prefix, ".wo_b", QUANT_FP8, d, GO, &w->wo_b))
+        !at_cut(l, l->shard->heads, prefix, ".wo_a", QUANT_FP8, GO, HD / c->o_groups, &w->wo_a) ||
+        !at_cut(l, l->shard->out, prefix, ".wo_b", QUANT_FP8, d, GO, &w->wo_b))
         return false;
     snprintf(name, sizeof(name), "%.200s.compressor", prefix);
     if (ratio != 0 && !load_compressor(l, name, ratio, c->head_dim, &w->comp))
@@ -225,8 +273,8 @@ static bool load_attention(struct loader *l, const char *prefix, int ratio,
     if (ratio != 4)
         return true;
     snprintf(name, sizeof(name), "%.200s.indexer.compressor", prefix);
-    return at(l, prefix, ".indexer.wq_b", QUANT_FP8, (int64_t)c->index_n_heads * c->index_head_dim,
-              ql, &w->index_wq_b) &&
+    return at_cut(l, l->shard->index, prefix, ".indexer.wq_b", QUANT_FP8,
+                  (int64_t)c->index_n_heads * c->index_head_dim, ql, &w->index_wq_b) &&
            at(l, prefix, ".indexer.weights_proj.weight", PLAIN_BF16, c->index_n_heads, d,
               &w->index_proj) &&
            load_compressor(l, name, ratio, c->index_head_dim, &w->index_comp);
@@ -241,9 +289,23 @@ static bool load_expert(struct loader *l, const char *prefix, enum storage how,
            at(l, prefix, ".w3", how, f, d, &w->w3);
 }
 
-static bool load_moe(struct loader *l, const char *prefix, bool hashed, struct moe_weights *w)
+/* An expert of this rank, or of another. */
+static bool load_expert_of(struct loader *l, bool mine, const char *prefix, enum storage how,
+                           struct expert_weights *w)
+{
+    bool fine;
+
+    l->skip = !mine;
+    fine = load_expert(l, prefix, how, w);
+    l->skip = false;
+    return fine;
+}
+
+static bool load_moe(struct loader *l, const char *prefix, int layer, bool hashed,
+                     struct moe_weights *w)
 {
     const struct model_config *c = l->c;
+    const struct shard *s = l->shard;
     char name[256];
 
     w->experts = calloc((size_t)c->n_experts, sizeof(*w->experts));
@@ -258,11 +320,12 @@ static bool load_moe(struct loader *l, const char *prefix, bool hashed, struct m
         return false;
     for (int e = 0; e < c->n_experts; e++) {
         snprintf(name, sizeof(name), "%.200s.experts.%d", prefix, e);
-        if (!load_expert(l, name, QUANT_EXPERT, &w->experts[e]))
+        if (!load_expert_of(l, e >= s->first_expert && e < s->first_expert + s->n_experts, name,
+                            QUANT_EXPERT, &w->experts[e]))
             return false;
     }
     snprintf(name, sizeof(name), "%.200s.shared_experts", prefix);
-    return load_expert(l, name, QUANT_FP8, &w->shared);
+    return load_expert_of(l, shard_has_shared(s, layer), name, QUANT_FP8, &w->shared);
 }
 
 /* The ids of a hash layer index the experts: they are input too. */
@@ -306,7 +369,7 @@ static bool load_layer(struct loader *l, const char *prefix, int layer, struct l
     if (!load_attention(l, name, w->ratio, &w->attn))
         return false;
     snprintf(name, sizeof(name), "%.200s.ffn", prefix);
-    return load_moe(l, name, w->hashed, &w->moe) && (!w->hashed || check_table(l, prefix));
+    return load_moe(l, name, layer, w->hashed, &w->moe) && (!w->hashed || check_table(l, prefix));
 }
 
 static bool load_head(struct loader *l, const char *prefix, struct head_weights *w)
@@ -340,7 +403,8 @@ static bool load_all(struct loader *l, struct weights *w)
     char name[64];
 
     if (!at(l, "", "embed.weight", TABLE_BF16, c->vocab_size, c->hidden_size, &w->embed) ||
-        !at(l, "", "head.weight", PLAIN_BF16, c->vocab_size, c->hidden_size, &w->head) ||
+        !at_cut(l, l->shard->vocab, "", "head.weight", PLAIN_BF16, c->vocab_size, c->hidden_size,
+                &w->head) ||
         !load_head(l, "", &w->top))
         return false;
     for (int i = 0; i < c->n_layers; i++) {
@@ -370,16 +434,19 @@ static bool check_extra(struct loader *l)
                        t[i].file, t[i].name);
             return false;
         }
-        log_info("tensor %s is not used", t[i].name);
+        if (l->shard->rank == 0)
+            log_info("tensor %s is not used", t[i].name);
     }
     return true;
 }
 
 enum status_code weights_load(const struct safetensors *s, const struct model_config *c,
-                              struct kernels *k, struct weights **out, struct status *st)
+                              const struct shard *shard, struct kernels *k, struct weights **out,
+                              struct status *st)
 {
+    struct shard whole = shard_make(c, 0, 1);
     struct weights *w = calloc(1, sizeof(*w));
-    struct loader l = {.s = s, .c = c, .k = k, .st = st};
+    struct loader l = {.s = s, .c = c, .shard = shard != NULL ? shard : &whole, .k = k, .st = st};
     size_t n;
 
     safetensors_all(s, &n);

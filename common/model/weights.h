@@ -11,6 +11,7 @@
 #include "common/model/config.h"
 #include "common/model/model.h"
 #include "common/model/safetensors.h"
+#include "common/model/shard.h"
 #include "kernels/kernels.h"
 
 /* A hyper-connection: reads one sublayer's input from the residual streams and writes its output
@@ -59,17 +60,19 @@ struct weights {
     struct layer_weights *layers; /* [n_layers] */
     struct mtp_weights *mtp;      /* [n_mtp] */
     int n_layers, n_mtp, n_experts;
-    uint64_t bytes; /* of the checkpoint's tensors in use */
+    uint64_t bytes; /* of the checkpoint's tensors in use: this rank's share of them */
     uint64_t class_bytes[WEIGHT_CLASSES];
 };
 
 /**
  * Checks and loads. Missing, extra, misshapen and wrongly typed tensors are errors that name file,
  * tensor, expected and found; unknown tensors under "mtp." are named in the log and skipped.
- * @param k  NULL: only checks, loads nothing
+ * @param shard  what to load, NULL: all; all is checked
+ * @param k      NULL: only checks, loads nothing
  */
 enum status_code weights_load(const struct safetensors *s, const struct model_config *c,
-                              struct kernels *k, struct weights **out, struct status *st);
+                              const struct shard *shard, struct kernels *k, struct weights **out,
+                              struct status *st);
 void weights_free(struct weights *w);
 
 /** 64-bit hash of the configuration and of name, type, shape and samples of the bytes of every

@@ -22,11 +22,21 @@ static size_t max2(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* The widest product that is cut by columns. */
+static size_t share_bytes(const struct model_config *c, size_t T, size_t n_logits, size_t n_ranks)
+{
+    size_t widest = max2((size_t)c->o_groups * (size_t)c->o_lora_rank,
+                         (size_t)c->index_n_heads * (size_t)c->index_head_dim);
+
+    widest = T * max2(widest, (size_t)c->hidden_size) * 2;
+    return (max2(widest, n_logits * (size_t)c->vocab_size * 4) + n_ranks - 1) / n_ranks;
+}
+
 static void lay_out(struct cutter *u, struct workspace *ws, struct kernels *k,
-                    const struct model_config *c, size_t row_bytes, size_t n_logits)
+                    const struct model_config *c, size_t row_bytes, size_t n_logits, size_t n_ranks)
 {
     size_t T = (size_t)k->dims.max_rows, S = (size_t)k->dims.max_seqs, d = (size_t)c->hidden_size;
-    size_t hc = (size_t)c->hc_mult, HD = (size_t)c->n_heads * (size_t)c->head_dim;
+    size_t hc = (size_t)c->hc_mult, HD = (size_t)k->dims.n_heads * (size_t)c->head_dim;
     size_t GO = (size_t)c->o_groups * (size_t)c->o_lora_rank, D = (size_t)c->head_dim;
     size_t quant_d = k->ops->act_quant_bytes(k, c->hidden_size);
 
@@ -53,6 +63,8 @@ static void lay_out(struct cutter *u, struct workspace *ws, struct kernels *k,
     cut(u, &ws->gate_w, T * (size_t)c->n_active * 4);
     cut(u, &ws->logits, n_logits * (size_t)c->vocab_size * 4);
     cut(u, &ws->logit_rows, n_logits * 4);
+    cut(u, &ws->share, n_ranks > 1 ? share_bytes(c, T, n_logits, n_ranks) : 0);
+    cut(u, &ws->parts, n_ranks > 1 ? T * (size_t)(c->n_active + 1) * d * 2 : 0);
     cut(u, &ws->row_seq, T * 4);
     cut(u, &ws->row_pos, T * 4);
     cut(u, &ws->tokens, T * 4);
@@ -77,13 +89,13 @@ static void write_frequencies(struct workspace *ws, struct kernels *k, const str
 
 enum status_code workspace_init(struct workspace *ws, struct kernels *k,
                                 const struct model_config *c, int row_bytes, int max_logit_rows,
-                                struct status *st)
+                                int n_ranks, struct status *st)
 {
     struct cutter u = {0};
 
     memset(ws, 0, sizeof(*ws));
     ws->table_stride = (int)kv_pages_for((uint64_t)k->dims.max_context);
-    lay_out(&u, ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows);
+    lay_out(&u, ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows, (size_t)n_ranks);
     ws->bytes = u.at;
     ws->base = k->ops->dev_alloc(k, ws->bytes);
     if (dev_is_null(ws->base))
@@ -92,7 +104,7 @@ enum status_code workspace_init(struct workspace *ws, struct kernels *k,
             "no memory for a workspace of %zu bytes (%d rows a step, %d rows of logits)", ws->bytes,
             k->dims.max_rows, max_logit_rows);
     u = (struct cutter){.base = ws->base.addr};
-    lay_out(&u, ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows);
+    lay_out(&u, ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows, (size_t)n_ranks);
     write_frequencies(ws, k, c);
     return status_ok(st);
 }

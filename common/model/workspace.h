@@ -36,6 +36,8 @@ struct workspace {
     struct dev_ptr gate_w;              /* f32 [T][n_active] */
     struct dev_ptr logits;              /* f32 [max_logit_rows][vocab] */
     struct dev_ptr logit_rows;          /* i32 [max_logit_rows] */
+    struct dev_ptr share;               /* several ranks: this one's columns of a product */
+    struct dev_ptr parts;               /* several ranks: [T][n_active + 1][d], see moe_parts() */
     /* The batch: see struct kernel_batch. */
     struct dev_ptr row_seq, row_pos, tokens, next_tokens; /* i32 [T] */
     struct dev_ptr seq_row, seq_start, seq_slot;          /* i32 [max_seqs + 1] */
@@ -44,10 +46,11 @@ struct workspace {
     int table_stride;
 };
 
-/** @param row_bytes  of a latent row. @return ST_OK; ST_EXHAUSTED with the bytes asked for */
+/** @param row_bytes  of a latent row. @param n_ranks  of the group. @return ST_OK; ST_EXHAUSTED
+ * with the bytes asked for */
 enum status_code workspace_init(struct workspace *ws, struct kernels *k,
                                 const struct model_config *c, int row_bytes, int max_logit_rows,
-                                struct status *st);
+                                int n_ranks, struct status *st);
 void workspace_deinit(struct workspace *ws, struct kernels *k);
 
 #endif

@@ -14,6 +14,7 @@
 #include "common/base/file.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
+#include "common/comm/comm.h"
 #include "common/model/model.h"
 #include "common/model/safetensors.h"
 
@@ -21,7 +22,7 @@ enum { CHUNK_DEFAULT = 2048, TOKENS_FILE_MAX = 64 << 20 };
 
 struct logits_options {
     const char *model_path, *tokens, *tokens_file, *cpu_isa, *out;
-    int64_t chunk, greedy, threads;
+    int64_t chunk, greedy, threads, tp_size;
 };
 
 /* The run: one sequence in the only slot, pages in order. */
@@ -254,6 +255,7 @@ static enum status_code open_run(struct run *r, struct status *st)
         .device = "cpu",
         .cpu_isa = r->o->cpu_isa,
         .n_threads = (int)r->o->threads,
+        .tp_size = (int)r->o->tp_size,
         .max_batch_seqs = 1,
     };
     uint32_t n_pages;
@@ -290,7 +292,7 @@ static void print_greedy(const struct run *r)
 
 int cmd_logits(int argc, char **argv)
 {
-    struct logits_options o = {.cpu_isa = "auto"};
+    struct logits_options o = {.cpu_isa = "auto", .tp_size = 1};
     const struct flag flags[] = {
         {"model-path", FLAG_STRING, &o.model_path, .arg = "DIR", .help = "checkpoint directory"},
         {"tokens", FLAG_STRING, &o.tokens, .arg = "1,2,3", .help = "the prompt's token ids"},
@@ -302,6 +304,8 @@ int cmd_logits(int argc, char **argv)
         {"cpu-isa", FLAG_CHOICE, &o.cpu_isa, .choices = "auto|ref|avx2|avx512",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &o.threads, 0, 1024, .arg = "N", .help = "0: one per CPU"},
+        {"tp-size", FLAG_INT, &o.tp_size, 1, COMM_RANKS_MAX, .arg = "N",
+         .help = "ranks that share the model; the bits are the same"},
         {"out", FLAG_STRING, &o.out, .arg = "F.safetensors",
          .help = "write logits of all positions, greedy tokens and their logits, mtp_logits"},
         {0},

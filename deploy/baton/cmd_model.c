@@ -90,7 +90,7 @@ int cmd_checkpoint(int argc, char **argv)
         status_set(&st, ST_INVALID, "a checkpoint directory is needed");
     if (st.code == ST_OK && model_config_read(dir, &config, &st) == ST_OK &&
         safetensors_open(dir, &s, &st) == ST_OK &&
-        weights_load(s, &config, NULL, &w, &st) == ST_OK) {
+        weights_load(s, &config, NULL, NULL, &w, &st) == ST_OK) {
         print_config(&config);
         print_tensors(s);
         if (print_kv(&config, &st) == ST_OK)

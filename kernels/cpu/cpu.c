@@ -135,6 +135,7 @@ static void cpu_free(struct cpu *c)
     free(c->parts);
     free(c->slot_token);
     free(c->slot_weight);
+    free(c->slot_part);
     free(c->expert_start);
     free(c->hidden);
     free(c->scores);
@@ -195,15 +196,16 @@ static bool alloc_workspace(struct cpu *c, const struct kernel_dims *d,
 
     c->slot_token = alloc64(slots * sizeof(*c->slot_token));
     c->slot_weight = alloc64(slots * sizeof(*c->slot_weight));
+    c->slot_part = alloc64(slots * sizeof(*c->slot_part));
     c->expert_start = alloc64((size_t)(d->n_experts + 2) * sizeof(*c->expert_start));
     c->hidden = alloc64(slots * cpu_xq_bytes(d->moe_inter));
     c->mix = alloc64((size_t)d->max_rows * (n_fn + 1) * sizeof(float));
     c->scores_bytes = scores_bytes(c, d);
     c->scores = alloc64(c->scores_bytes);
     c->arena = cpu_arena_new();
-    return c->slot_token != NULL && c->slot_weight != NULL && c->expert_start != NULL &&
-           c->hidden != NULL && c->mix != NULL && c->scores != NULL && c->arena != NULL &&
-           alloc_parts(c, d, level);
+    return c->slot_token != NULL && c->slot_weight != NULL && c->slot_part != NULL &&
+           c->expert_start != NULL && c->hidden != NULL && c->mix != NULL && c->scores != NULL &&
+           c->arena != NULL && alloc_parts(c, d, level);
 }
 
 static void fill(struct cpu *c, const struct cpu_level *level)

@@ -66,6 +66,7 @@ struct cpu {
      * expert's T slots come first. */
     int32_t *slot_token;   /* [max_rows * (n_active + 1)] */
     float *slot_weight;    /* the same */
+    int32_t *slot_part;    /* the same: row of moe_parts() */
     int32_t *expert_start; /* [n_experts + 2]: first slot of each; the shared expert is number 0 */
     uint8_t *hidden;       /* quantised rows of moe_inter, one per slot */
     float *mix;            /* simd_hyper.c: [max_rows][rows of fn + 1] */

@@ -34,6 +34,8 @@ const struct kernel_ops kernels_ref_ops = {
     .window_commit = ref_window_commit,
     .gate = ref_gate,
     .moe = ref_moe,
+    .moe_parts = ref_moe_parts,
+    .moe_sum = ref_moe_sum,
 };
 
 /* Keys that one token can attend to: its window, and the chosen or all compressed entries. */
@@ -59,9 +61,10 @@ static bool moe_init(struct ref_moe *m, const struct kernel_dims *d)
 {
     m->token = malloc(REF_MOE_ROWS * sizeof(*m->token));
     m->weight = malloc(REF_MOE_ROWS * sizeof(*m->weight));
+    m->part = malloc(REF_MOE_ROWS * sizeof(*m->part));
     m->hidden = malloc(REF_MOE_ROWS * (size_t)d->moe_inter * sizeof(*m->hidden));
     m->sum = malloc(REF_MOE_ROWS * (size_t)d->hidden * sizeof(*m->sum));
-    return m->token != NULL && m->weight != NULL && m->hidden != NULL && m->sum != NULL;
+    return m->token != NULL && m->weight != NULL && m->part != NULL && m->hidden != NULL && m->sum != NULL;
 }
 
 int kernels_ref_open(struct kernels *k)
@@ -101,6 +104,7 @@ void kernels_ref_close(struct kernels *k)
     free(r->scratch);
     free(r->moe.token);
     free(r->moe.weight);
+    free(r->moe.part);
     free(r->moe.hidden);
     free(r->moe.sum);
     free(r);

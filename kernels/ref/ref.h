@@ -34,6 +34,7 @@ enum { REF_MOE_ROWS = 256 };
 struct ref_moe {
     int32_t *token;   /* [REF_MOE_ROWS] */
     float *weight;    /* [REF_MOE_ROWS] */
+    int32_t *part;    /* [REF_MOE_ROWS]: row of moe_parts() */
     uint16_t *hidden; /* [REF_MOE_ROWS][moe_inter] */
     double *sum;      /* [REF_MOE_ROWS][hidden] */
 };
@@ -47,7 +48,7 @@ struct ref {
 /* ---- what the files share ---- */
 
 /* Longest inner dimension of a product: a decoded row lies on the stack. */
-enum { REF_COLS_MAX = 32768 };
+enum { REF_COLS_MAX = 32768, REF_ACTIVE_MAX = 64 };
 
 /* Builds a function for several ISAs; all give the same bits, because each product of two bf16 or
  * f32 is exact in double. gcc alone: clang 14 names the resolver otherwise than callers do. */
@@ -101,6 +102,8 @@ void ref_attend(float *o, const float *q, const float *keys, int m, int D, doubl
 float ref_index_score(const uint16_t *q, const uint16_t *weights, const float *key, int Hi, int Di);
 
 /* silu(min(gate, limit)) * clip(up, -limit, limit); limit 0: none. */
+/* order = the slots of ids by ascending id, equal ones as they stand; n <= REF_ACTIVE_MAX. */
+void ref_moe_order(int *order, const int32_t *ids, int n);
 double ref_swiglu(float gate, float up, double limit);
 
 /* Where entry g (or its index key) of a sequence lies. */
@@ -169,6 +172,11 @@ void ref_gate(struct kernels *k, struct dev_ptr ids, struct dev_ptr weights, str
               const struct weight *gate, const struct weight *bias, const struct weight *table,
               struct dev_ptr tokens, int T);
 /* moe.c */
+void ref_moe_parts(struct kernels *k, struct dev_ptr parts, struct dev_ptr xq, struct dev_ptr ids,
+                   struct dev_ptr weights, const struct expert_weights *experts,
+                   const struct expert_weights *shared, int first, int n, int T);
+void ref_moe_sum(struct kernels *k, struct dev_ptr y, struct dev_ptr parts, struct dev_ptr ids,
+                 int T);
 void ref_moe(struct kernels *k, struct dev_ptr y, struct dev_ptr xq, struct dev_ptr ids,
              struct dev_ptr weights, const struct expert_weights *experts,
              const struct expert_weights *shared, int T);

@@ -1,0 +1,59 @@
+/*
+ * rank: one rank of a model on its device: kernels, its share of the weights, workspace, and the
+ * steps of a forward as this rank runs them. A model on one device is one rank.
+ *
+ * All ranks of a group run the same step with the same arguments; the logits come out on each.
+ *
+ * Threads   opened by one thread; then the rank's.
+ */
+#ifndef BATON_COMMON_MODEL_RANK_H
+#define BATON_COMMON_MODEL_RANK_H
+
+#include "common/base/pool.h"
+#include "common/comm/comm.h"
+#include "common/kv/geometry.h"
+#include "common/model/forward.h"
+#include "common/model/model.h"
+#include "common/model/safetensors.h"
+#include "common/model/shard.h"
+#include "common/model/weights.h"
+#include "common/model/workspace.h"
+
+struct rank {
+    const struct model_config *config; /* the model's */
+    const struct kv_geometry *geometry;
+    struct shard shard;
+    struct comm *comm; /* NULL: one rank; the model's */
+    struct pool *pool;
+    struct kernels kernels;
+    bool kernels_open;
+    struct weights *weights;
+    struct workspace ws;
+    int32_t *staging;         /* [staging_len()]: the batch before it goes to the device */
+    int n_logits;             /* of the last forward */
+    struct kernel_batch last; /* its batch, for rank_mtp() */
+};
+
+/**
+ * Opens a rank whose config, geometry, shard and comm are set.
+ * @param n_threads  of its pool; 0: one per CPU
+ */
+enum status_code rank_open(struct rank *r, const struct model_options *opt, int n_threads,
+                           const struct safetensors *files, struct status *st);
+void rank_close(struct rank *r); /* half-open ones too */
+
+/* The steps. Arguments are as in model.h, and checked. */
+
+void rank_forward(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
+                  int n_spans);
+void rank_mtp(struct rank *r, const struct kv_memory *kv, const int32_t *next_tokens,
+              const int32_t *rows, int n);
+void rank_mtp_next(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
+                   const int32_t *from, int n);
+void rank_layer(struct rank *r, const struct kv_memory *kv, int layer,
+                const struct model_span *span, const uint16_t *in);
+
+/** How many rows of logits a span gives. */
+int rank_logit_rows(const struct model_span *s);
+
+#endif
