@@ -168,6 +168,13 @@ void memory_plan_log(const struct memory_plan *p, const struct model *m)
     }
     log_info("memory: weights %.1f MiB (%s), workspace %.1f MiB",
              (double)model_weight_bytes(m) / MIB, line, (double)model_workspace_bytes(m) / MIB);
+    for (int i = 0; model_n_ranks(m) > 1 && i < model_n_ranks(m); i++) {
+        uint64_t bytes, workspace;
+
+        model_rank_bytes(m, i, &bytes, &workspace);
+        log_info("memory: rank %d of %d: weights %.1f MiB, workspace %.1f MiB; KV is shared", i,
+                 model_n_ranks(m), (double)bytes / MIB, (double)workspace / MIB);
+    }
     log_info("memory: KV pages %u x %.1f KiB = %.1f MiB, %" PRIu64
              " bytes per token; state slots %u x %.1f KiB = %.1f MiB; snapshots %u x %.1f KiB = "
              "%.1f MiB",

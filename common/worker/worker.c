@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/base/log.h"
+#include "common/comm/comm.h"
 #include "common/worker/admin.h"
 #include "common/worker/handoff.h"
 
@@ -31,6 +32,7 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         .log_level = "info",
         .kv_transport = "auto",
         .kv_require = "none",
+        .tp_size = 1,
         .max_running_requests = 64,
         .chunked_prefill_size = 2048,
         .schedule_policy = "fcfs",
@@ -52,6 +54,10 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "highest instruction set used; ref is the exact, slow reference"},
         {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
          .help = "kernel threads; 0: one per CPU"},
+        {"tp-size", FLAG_INT, &o->tp_size, 1, COMM_RANKS_MAX, .arg = "N",
+         .help =
+             "ranks that share the model, threads of this process; the tokens are the same, and "
+             "prefill and decode workers may differ"},
         {"context-length", FLAG_INT, &o->context_length, 0, 1048576, .arg = "TOKENS",
          .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
         {"max-total-tokens", FLAG_INT, &o->max_total_tokens, 0, 1u << 30, .arg = "TOKENS",
@@ -104,6 +110,8 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "how much is logged"},
         {"inject-kv-flips", FLAG_INT, &o->inject_kv_flips, 0, 1 << 20, .arg = "N",
          .help = "for tests: flip a bit in each of the first N transfers"},
+        {"inject-stall-rank", FLAG_INT, &o->inject_stall_rank, 0, COMM_RANKS_MAX - 1, .arg = "RANK",
+         .help = "for tests: this rank, not 0, stops for good at its third step"},
         {0},
     };
     memcpy(rows, table, sizeof(table));
@@ -248,6 +256,16 @@ static enum status_code settle_engine(struct worker *w, struct status *st)
     return status_ok(st);
 }
 
+/* A rank that is stuck holds memory that nobody can take back: the worker ends, so that routers see
+ * it gone and send its requests to another. On whichever thread found out. */
+static void on_group_failure(void *arg, const char *reason)
+{
+    const struct worker *w = arg;
+
+    log_error("rank group of %" PRId64 " failed: %s; the worker ends", w->opt.tp_size, reason);
+    _exit(EXIT_FAILURE);
+}
+
 static enum status_code open_model(struct worker *w, struct status *st)
 {
     struct model_options m = {
@@ -255,6 +273,10 @@ static enum status_code open_model(struct worker *w, struct status *st)
         .device = w->opt.device,
         .cpu_isa = w->opt.cpu_isa,
         .n_threads = (int)w->opt.threads,
+        .tp_size = (int)w->opt.tp_size,
+        .on_group_failure = on_group_failure,
+        .on_group_failure_arg = w,
+        .inject_stall_rank = (int)w->opt.inject_stall_rank,
         .max_context = (int)w->context_length,
     };
 

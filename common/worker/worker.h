@@ -37,6 +37,7 @@ struct worker_options {
     const char *tls_ca, *tls_cert, *tls_key; /* NULL: plain gRPC */
     int64_t port, admin_port;                /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
     int64_t threads;                         /* 0: one per CPU */
+    int64_t tp_size;                         /* ranks that share the model */
     int64_t context_length;                  /* 0: what the model and the pool allow */
     int64_t max_total_tokens; /* size of the page pool; 0: by the memory, or a default */
     int64_t kv_cache_bytes;   /* 0: not given */
@@ -52,7 +53,8 @@ struct worker_options {
     int64_t speculative_num_steps, speculative_num_draft_tokens, speculative_eagle_topk;
     int64_t speculative_max_batch;
     int64_t drain_timeout_s;
-    int64_t inject_kv_flips; /* tests: flip a bit in that many transfers */
+    int64_t inject_kv_flips;   /* tests: flip a bit in that many transfers */
+    int64_t inject_stall_rank; /* tests: this rank stops for good */
 };
 
 struct worker {
@@ -81,7 +83,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 34 };
+enum { WORKER_FLAGS = 35 };
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**

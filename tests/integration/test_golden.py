@@ -47,10 +47,10 @@ def checkpoint(tmp_path_factory):
     return make
 
 
-def logits(tmp_path, model, tokens, isa, chunk=0, greedy=0):
+def logits(tmp_path, model, tokens, isa, chunk=0, greedy=0, tp=1):
     out = tmp_path / "out.safetensors"
     r = run_baton("logits", "--model-path", model, "--tokens", ",".join(map(str, tokens)), "--cpu-isa", isa,
-                  "--chunk-size", chunk, "--greedy", greedy, "--out", out, check=False, timeout=3000)
+                  "--chunk-size", chunk, "--greedy", greedy, "--tp-size", tp, "--out", out, check=False, timeout=3000)
     if r.returncode != 0 and "this processor" in r.stderr:
         pytest.skip(r.stderr.strip())
     assert r.returncode == 0, r.stderr
@@ -86,6 +86,31 @@ def test_the_reference_gives_every_bit(tmp_path, checkpoint, config, length, chu
     check_rows(got["greedy_logits"], g[f"greedy_logits.{length}"], None, True, what + ", greedy")
     check_rows(got["mtp_logits"][g[f"mtp_positions.{length}"]], g[f"mtp_logits.{length}"], None, True, what + ", MTP")
     assert (got["greedy"] == g[f"greedy.{length}"]).all()
+
+
+@pytest.mark.parametrize("tp", (2, 4))
+@pytest.mark.parametrize("config", CONFIGS)
+def test_several_ranks_give_every_bit_of_the_reference(tmp_path, checkpoint, config, tp):
+    g = read_safetensors(vectors(config, "prompts"))
+    quick = ((5, 0), (129, 100)) if config == "tiny" else ((5, 0),)
+    for length, chunk in quick if not FULL else ((5, 0), (129, 100), (300, 0), (1100, 256)):
+        got = logits(tmp_path, checkpoint(config), g[f"tokens.{length}"], "ref", chunk, greedy=16, tp=tp)
+        what = f"{config}, {length} tokens, {tp} ranks"
+        check_rows(got["logits"][g[f"positions.{length}"]], g[f"logits.{length}"], None, True, what)
+        check_rows(got["greedy_logits"], g[f"greedy_logits.{length}"], None, True, what + ", greedy")
+        check_rows(got["mtp_logits"][g[f"mtp_positions.{length}"]], g[f"mtp_logits.{length}"], None, True, what)
+        assert (got["greedy"] == g[f"greedy.{length}"]).all()
+
+
+@pytest.mark.parametrize("isa", FAST)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_several_ranks_give_the_bits_of_one(tmp_path, checkpoint, config, isa):
+    g = read_safetensors(vectors(config, "prompts"))
+    ranks = {tp: logits(tmp_path, checkpoint(config), g["tokens.129"], isa, 100, greedy=8, tp=tp)
+             for tp in (1, 2, 3, 4)}
+    for tp, got in ranks.items():
+        for name, rows in ranks[1].items():
+            assert got[name].tobytes() == rows.tobytes(), f"{config} {isa}: {name} of {tp} ranks"
 
 
 @pytest.mark.parametrize("config", CONFIGS)

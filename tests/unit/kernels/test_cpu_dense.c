@@ -372,6 +372,41 @@ struct moe_result {
     uint16_t *y;
 };
 
+/* Three ranks' shares of the experts, added over the ranks and then over the experts, must give
+ * what moe() gave. */
+static void check_parts(struct rig *r, const struct expert_weights *e, struct dev_ptr xq,
+                        struct dev_ptr ids, struct dev_ptr weights, int T, const uint16_t *want)
+{
+    const struct kernel_ops *ops = r->k.ops;
+    const struct kernel_dims *d = &r->k.dims;
+    size_t n = (size_t)(T * (d->n_active + 1) * d->hidden);
+    struct dev_ptr parts = rig_put(r, NULL, n * 2);
+    struct dev_ptr y = rig_put(r, NULL, (size_t)(T * d->hidden) * 2);
+    uint16_t *all = calloc(n, 2), *got;
+
+    for (int rank = 0, first = 0; rank < 3; rank++) {
+        int end = rank == 2 ? d->n_experts : first + rank; /* the first rank has no expert */
+
+        ops->moe_parts(&r->k, parts, xq, ids, weights, e + 1, rank == 1 ? e : NULL, first,
+                       end - first, T);
+        got = rig_get(r, parts, n * 2);
+        for (size_t i = 0; i < n; i++) {
+            assert_true(got[i] == 0 || all[i] == 0); /* one owner each */
+            all[i] |= got[i];
+        }
+        free(got);
+        first = end;
+    }
+    ops->dev_write(&r->k, parts, all, n * 2);
+    ops->moe_sum(&r->k, y, parts, ids, T);
+    got = rig_get(r, y, (size_t)(T * d->hidden) * 2);
+    rig_same_bytes("moe in parts", got, want, (size_t)(T * d->hidden) * 2);
+    free(got);
+    free(all);
+    ops->dev_free(&r->k, parts);
+    ops->dev_free(&r->k, y);
+}
+
 /* Gate and experts of one backend for rows [t0, t0 + T) of x. given: ids and weights to use, or
  * NULL. */
 static struct moe_result run_moe(struct rig *r, const struct layer *l, const uint16_t *x,
@@ -409,6 +444,7 @@ static struct moe_result run_moe(struct rig *r, const struct layer *l, const uin
     ops->act_quant(&r->k, xq, xp, T, d->hidden);
     ops->moe(&r->k, y, xq, ids, weights, e + 1, e, T);
     out.y = rig_get(r, y, (size_t)(T * d->hidden) * 2);
+    check_parts(r, e, xq, ids, weights, T, out.y);
     for (int i = 0; i <= d->n_experts; i++) {
         ops->weight_unload(&r->k, &e[i].w1);
         ops->weight_unload(&r->k, &e[i].w2);
