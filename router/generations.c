@@ -8,6 +8,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "router/pace.h"
 
 enum {
     TICK_MS = 50,
@@ -29,7 +30,9 @@ struct generation {
                               attempt, so that late replies to an old one are recognised */
     struct worker *worker; /* RUNNING */
     struct workers_ticket ticket;
-    bool served; /* this attempt has given tokens */
+    uint64_t began_us; /* RUNNING: since */
+    bool found_place;  /* it was begun while workers had a place free */
+    bool served;       /* this attempt has given tokens */
     struct prompt_ids *prompt;
     int32_t *emitted; /* [n_emitted] of [cap_emitted] */
     uint32_t n_emitted, cap_emitted;
@@ -55,6 +58,7 @@ struct generations {
     size_t n_queued;
     size_t n_running; /* RUNNING */
     struct admission *admission;
+    struct pace pace;
     struct event *pump;        /* room may have come */
     struct generation **table; /* [cap] by the low half of id; NULL: free */
     uint32_t cap, hint;
@@ -312,6 +316,14 @@ static void avoid(struct generation *gen, uint32_t idx)
         gen->avoid[gen->n_avoid++] = idx;
 }
 
+/* How many the workers run at once: workers_room() is a little more, so that none is idle. */
+static uint64_t places(const struct generations *g)
+{
+    uint64_t room = workers_room(g->workers);
+
+    return room == UINT64_MAX ? UINT64_MAX : room - room / 8 - (room > 1);
+}
+
 /* QUEUED -> RUNNING where the policies say, but for workers that have failed it. */
 static enum status_code start_somewhere(struct generation *gen, struct workers_request *r,
                                         struct status *st)
@@ -326,6 +338,8 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
             return status_set(st, ST_EXHAUSTED, "no memory for another request");
         if (send_submit(gen, r, &c, st) == ST_OK) {
             workers_began(g->workers, r, &c, &gen->ticket);
+            gen->began_us = clock_now_us();
+            gen->found_place = g->n_running < places(g);
             g->n_queued--;
             g->n_running++;
             gen->state = RUNNING;
@@ -454,9 +468,11 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
     if (!gen->served) {
         gen->served = true;
         gen->wait_until_us = 0;
+        pace_first_token(&g->pace, clock_now_us() - gen->began_us, gen->found_place);
         workers_served(g->workers, &gen->ticket, b->stats);
     }
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
+        pace_end(&g->pace, clock_now_us() - gen->began_us);
         destroy(gen);
     } else if (!remember(gen, b->token_ids, b->n_token_ids)) {
         tell_cancel(gen);
@@ -647,6 +663,38 @@ void generations_set_workers(struct generations *g, struct workers *workers)
     g->workers = workers;
 }
 
+/* When the k-th of those that run is due to end, from now. Ends come in bursts where requests were
+ * begun together: a mean rate alone would let in who waits for the whole of the next burst. */
+static double due_us(const struct generations *g, uint64_t k, uint64_t now)
+{
+    const struct generation *gen = g->first;
+
+    for (; gen != NULL; gen = gen->next)
+        if (gen->state == RUNNING && --k == 0)
+            break;
+    return gen == NULL ? 0 : (double)gen->began_us + g->pace.lifetime_us - (double)now;
+}
+
+/* Whether its wait would spoil its time to first token. */
+static enum status_code check_wait(struct generations *g, struct status *st)
+{
+    uint64_t n = places(g), ahead = g->n_running + g->n_queued + admission_n(g->admission);
+    double limit_us = g->pace.ttft_us * g->config.queue_ttft_percent / 100, wait_us, due;
+
+    if (g->config.queue_ttft_percent == 0 || ahead < n)
+        return status_ok(st);
+    wait_us = pace_wait_us(&g->pace, ahead, n);
+    if (wait_us <= limit_us && wait_us < (due = due_us(g, ahead + 1 - n, clock_now_us())))
+        wait_us = due;
+    if (wait_us <= limit_us)
+        return status_ok(st);
+    return status_set(
+        st, ST_EXHAUSTED,
+        "the workers are full: this request would wait about %.0f ms, the limit is %.0f "
+        "(%u %% of their time to first token: --max-queue-ttft-percent)",
+        wait_us / 1e3, limit_us / 1e3, g->config.queue_ttft_percent);
+}
+
 static enum status_code start_or_wait(struct generation *gen, struct status *st)
 {
     struct generations *g = gen->owner;
@@ -657,6 +705,10 @@ static enum status_code start_or_wait(struct generation *gen, struct status *st)
         .tokens = (uint32_t)gen->prompt->n,
     };
 
+    if (check_wait(g, st) != ST_OK) {
+        metric_add(g->metrics->refused, 1);
+        return st->code;
+    }
     if (admission_n(g->admission) == 0 && has_room(g)) {
         admission_passed(g->admission, &want);
         enter_queued(gen, 0);

@@ -101,6 +101,8 @@ struct generations_config {
     int worker_wait_ms;                /* how long one that had a worker waits for another */
     int request_timeout_ms;            /* 0: none */
     size_t running_max;                /* of this thread; beyond: refused */
+    unsigned queue_ttft_percent;       /* refuse who would wait longer than so much of the workers'
+                                          time to first token; 0: never */
     struct admission_config admission; /* of those that wait because the workers are full */
 };
 

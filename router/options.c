@@ -135,6 +135,10 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "prompt tokens of those requests; 0: no limit"},
         {"max-queue-wait-ms", FLAG_INT, &o->max_queue_wait_ms, 0, 86400000, .arg = "N",
          .help = "refuse a request that would wait longer, as far as can be told; 0: never"},
+        {"max-queue-ttft-percent", FLAG_INT, &o->max_queue_ttft_percent, 0, 100000, .arg = "N",
+         .help =
+             "refuse a request that would wait longer than so much of the time to first token that "
+             "the workers have when they are not full; 50 keeps it within twice; 0: never"},
         {"max-output-bytes", FLAG_INT, &o->max_output_bytes, 4096, 1 << 30, .arg = "N",
          .help = "output that may wait for one slow reader; past it the stream is ended"},
         {"api-key", FLAG_STRING, &o->api_key, .arg = "KEY",

@@ -27,7 +27,7 @@ struct router_options {
     const char *api_key, *admin_api_key, *api_key_file, *access_log, *otlp_endpoint;
     const char *ssl_certfile, *ssl_keyfile, *worker_tls_ca, *worker_tls_cert, *worker_tls_key;
     int64_t max_output_bytes;
-    int64_t max_queued_requests, max_queued_tokens, max_queue_wait_ms;
+    int64_t max_queued_requests, max_queued_tokens, max_queue_wait_ms, max_queue_ttft_percent;
 };
 
 /**

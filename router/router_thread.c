@@ -136,6 +136,7 @@ static enum status_code open_requests(struct router_thread *t, struct status *st
         .worker_wait_ms = (int)o->worker_wait_ms,
         .request_timeout_ms = (int)o->request_timeout_s * 1000,
         .running_max = (size_t)o->max_running_requests,
+        .queue_ttft_percent = (unsigned)o->max_queue_ttft_percent,
         .admission = {.requests_max = (size_t)o->max_queued_requests,
                       .tokens_max = (uint64_t)o->max_queued_tokens,
                       .wait_us_max = (uint64_t)o->max_queue_wait_ms * 1000},

@@ -117,6 +117,21 @@ def test_priority_goes_first(cluster):
     assert order[2:] == ["top", "high", "mid", "low"]
 
 
+def test_who_would_wait_too_long_against_the_time_to_first_token_is_refused(cluster):
+    c = cluster(mock_args=["--max-running", 2, "--queue"], router_args=["--max-queue-ttft-percent", 50])
+    full(c)
+    do = {"text": "a b c d", "delay_ms": 300, "interval_ms": 300}
+    assert ask(c, do)[0] == 200  # how long one takes is known now
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(ask, c, do) for _ in range(2)]
+        wait_until("running", lambda: c.metric("baton_router_running_requests") == 2)
+        status, headers, body = ask(c, {"text": "x"})
+        assert status == 429 and int(headers["retry-after"]) >= 1
+        assert "--max-queue-ttft-percent" in body["error"]["message"]
+        assert [f.result()[0] for f in running] == [200] * 2
+    assert ask(c, {"text": "x"})[0] == 200
+
+
 # ---- keys --------------------------------------------------------------------------------------------
 
 

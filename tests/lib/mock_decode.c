@@ -72,7 +72,8 @@ struct request {
     size_t at; /* tokens sent */
     int64_t batch, interval_ms, fail_after, code, hang_after, die_after;
     char message[128], die_flag[256];
-    uint64_t next_us;
+    uint64_t next_us, delay_us, order;
+    bool held; /* waits for one of --max-running */
     bool resumed, stats_sent;
     bool wants_logprobs, wants_prompt_logprobs;
     size_t n_top;
@@ -85,7 +86,7 @@ struct request {
 static struct {
     const char *tokenizer_path, *tls_ca, *tls_cert, *tls_key;
     int64_t port, prefill_port, context_length, fail_first, max_running, step_ms;
-    bool check_prefill;
+    bool check_prefill, queue;
 } options = {.context_length = 8192};
 
 static struct tokenizer *tokenizer;
@@ -297,6 +298,16 @@ static void refuse(struct rpc_session *s, const Baton__V1__DecodeSubmit *m, cons
     rpc_session_send_message(s, &reply.base, &st);
 }
 
+/* Those that are not held, the one that comes included. */
+static size_t n_running(void)
+{
+    size_t n = 0;
+
+    for (const struct request *r = requests; r < requests + REQUESTS_MAX; r++)
+        n += r->used && !r->held;
+    return n - 1;
+}
+
 static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
 {
     struct json_doc *doc = directive(m);
@@ -347,7 +358,10 @@ static void submit(struct rpc_session *s, const Baton__V1__DecodeSubmit *m)
     r->resumed = m->n_emitted > 0;
     r->at = m->n_emitted;
     fill_output(r, m, d);
-    r->next_us = clock_now_us() + (uint64_t)number(d, "delay_ms", 0) * 1000;
+    r->delay_us = (uint64_t)number(d, "delay_ms", 0) * 1000;
+    r->order = n_submits;
+    r->next_us = clock_now_us() + r->delay_us;
+    r->held = options.queue && n_running() >= (size_t)options.max_running;
     printf("submit %s %zu %u\n", r->rid, m->n_token_ids, m->n_emitted);
     if (m->traceparent != NULL)
         printf("traceparent %s %s\n", r->rid, m->traceparent);
@@ -364,14 +378,32 @@ static void free_logprobs(struct mock_logprobs *l)
     free(l->top_ids);
 }
 
+/* With --queue: the oldest that waits takes the place. */
+static void promote(void)
+{
+    struct request *oldest = NULL;
+
+    for (struct request *r = requests; r < requests + REQUESTS_MAX; r++)
+        if (r->used && r->held && (oldest == NULL || r->order < oldest->order))
+            oldest = r;
+    if (oldest == NULL)
+        return;
+    oldest->held = false;
+    oldest->next_us = clock_now_us() + oldest->delay_us;
+}
+
 static void drop(struct request *r)
 {
+    bool frees = options.queue && !r->held;
+
     free_logprobs(&r->logprobs);
     free_logprobs(&r->prompt_logprobs);
     token_list_deinit(&r->prompt);
     rpc_session_unref(r->session);
     token_list_deinit(&r->out);
     *r = (struct request){0};
+    if (frees)
+        promote();
 }
 
 static void send_failed(struct request *r)
@@ -606,9 +638,9 @@ static void serve(void)
         while ((m = mailbox_pop(mailbox)) != NULL)
             handle((struct mock_msg *)m);
         for (struct request *r = requests; r < requests + REQUESTS_MAX; r++) {
-            if (r->used && r->next_us <= now)
+            if (r->used && !r->held && r->next_us <= now)
                 step(r);
-            if (r->used && r->next_us < next)
+            if (r->used && !r->held && r->next_us < next)
                 next = r->next_us;
         }
         n_steps += step_now.n > 0;
@@ -654,6 +686,7 @@ int main(int argc, char **argv)
         {"tls-cert", FLAG_STRING, &options.tls_cert, .arg = "F", .help = "as a worker's"},
         {"tls-key", FLAG_STRING, &options.tls_key, .arg = "F", .help = "as a worker's"},
         {"max-running", FLAG_INT, &options.max_running, .arg = "N", .help = "as told; 0: not told"},
+        {"queue", FLAG_BOOL, &options.queue, .help = "run no more than --max-running at once"},
         {"step-ms", FLAG_INT, &options.step_ms, .arg = "N",
          .help = "tokens come on this grid; 0: each request by its own clock"},
         {"check-prefill", FLAG_BOOL, &options.check_prefill,
