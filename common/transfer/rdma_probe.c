@@ -9,8 +9,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { MEMLOCK_LEAST = 64 << 20 /* below this not even UCX's own buffers can be registered */ };
-
 /* ---- the machine ---- */
 
 static int real_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr)
@@ -333,7 +331,7 @@ enum status_code rdma_require(const struct rdma_report *r, const struct rdma_wis
     struct status missing;
 
     if (r->n_usable > 0 && wishes_found(r, wish, &missing) == ST_OK)
-        return rdma_memlock_check(r, MEMLOCK_LEAST, st);
+        return rdma_memlock_check(r, RDMA_MEMLOCK_LEAST, st);
     for (uint32_t i = 0; i < r->n_ports; i++) {
         size_t at = strlen(reasons);
 

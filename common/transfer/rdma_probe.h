@@ -16,7 +16,10 @@
 
 #include "common/base/status.h"
 
-enum { RDMA_PORTS_MAX = 64 };
+enum {
+    RDMA_PORTS_MAX = 64,
+    RDMA_MEMLOCK_LEAST = 64 << 20, /* bytes; below, not even UCX's own buffers can be registered */
+};
 
 /** What the probe asks. rdma_verbs_real() asks the machine. */
 struct rdma_verbs {

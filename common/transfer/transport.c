@@ -177,6 +177,17 @@ static enum status_code check_kind(enum transfer_kind kind, const struct transpo
     return status_ok(st);
 }
 
+/* Ports are there, and this process could not register its memory with them. */
+static bool memlock_forbids(const struct rdma_report *r)
+{
+    struct status why;
+
+    if (r->n_usable == 0 || rdma_memlock_check(r, RDMA_MEMLOCK_LEAST, &why) == ST_OK)
+        return false;
+    log_warn("transfer: no KV goes over RDMA: %s", why.msg);
+    return true;
+}
+
 static void log_ports(const struct rdma_report *r)
 {
     char text[256];
@@ -223,7 +234,7 @@ enum status_code transport_plan_make(const struct transfer_options *opt,
         kinds = 1u << kind;
     else
         kinds &= ~(1u << TRANSFER_NVLINK); /* pools of this backend are host memory */
-    if (plan->report.n_usable == 0)
+    if (plan->report.n_usable == 0 || (kind == TRANSFER_AUTO && memlock_forbids(&plan->report)))
         kinds &= ~(1u << TRANSFER_RDMA);
     if (kind == TRANSFER_AUTO && kinds == 0)
         return status_set(st, ST_UNAVAILABLE,
