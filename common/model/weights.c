@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "common/base/log.h"
 
@@ -134,6 +136,19 @@ static struct weight_src share_of(const struct loader *l, const struct weight_sr
     return s;
 }
 
+/* The kernels have their own copy of these mapped bytes: this process lets go of the pages, so that
+ * a checkpoint is not in memory twice. (They stay in the page cache while there is room; a later
+ * read, as for the fingerprint, maps them again.) */
+static void let_go(const void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+
+    if (first < end)
+        madvise((void *)first, end - first, MADV_DONTNEED); /* a hint: failing changes nothing */
+}
+
 static bool load(struct loader *l, const struct tensor *t, const struct weight_src *src,
                  struct weight *out)
 {
@@ -145,8 +160,11 @@ static bool load(struct loader *l, const struct tensor *t, const struct weight_s
         share = share_of(l, src);
         src = &share;
     }
-    if (l->k->ops->weight_load(l->k, src, out) == 0)
+    if (l->k->ops->weight_load(l->k, src, out) == 0) {
+        if (out->bytes > 0)
+            let_go(src->data, t->bytes / (l->cut ? (size_t)l->shard->n_ranks : 1));
         return true;
+    }
     status_set(l->st, ST_EXHAUSTED, "tensor %s: %s", t->name, l->k->error);
     return false;
 }

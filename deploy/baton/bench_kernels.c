@@ -452,6 +452,7 @@ static int bench_streams(struct kernel_bench *b)
 
 /* ---- attention and indexer, over one long sequence ---- */
 
+enum { COMP_COLS = 1024, COMP_ROWS = 8 + 16 };
 enum { ENTRIES = 64, ROW_BYTES = 584, KEY_BYTES = 68, CONTEXT = 1 << 20, N_PAGES = CONTEXT / 256 };
 
 struct kv_case {
@@ -479,6 +480,61 @@ static void run_select(void *arg, int64_t i)
     c->b->k.ops->index_select(&c->b->k, c->chosen, c->iq, c->iw, &c->batch, &c->kv);
 }
 
+/* ---- its compressors ---- */
+
+struct compress_case {
+    struct kv_case *c;
+    struct compressor_weights w;
+    struct dev_ptr kv, score;
+};
+
+static void run_compress(void *arg, int64_t i)
+{
+    struct compress_case *p = arg;
+    struct kv_case *c = p->c;
+
+    (void)i;
+    c->b->k.ops->compress(&c->b->k, p->kv, p->score, &p->w, &c->batch, &c->kv, c->freq, false);
+}
+
+/* T rows of the projections, of which each fourth (and the last) ends an entry. Bound: bytes of
+ * both projections, each read once, and what the first entry takes from the ring: half the columns
+ * of seven rows. */
+static int bench_compress(struct kernel_bench *b, struct kv_case *c, int T)
+{
+    const struct kernel_ops *ops = b->k.ops;
+    size_t n = (size_t)T * COMP_COLS;
+    float *ape = malloc(4 * COMP_COLS * sizeof(*ape));
+    uint16_t *gain = malloc(COMP_COLS * sizeof(*gain));
+    struct compress_case p = {.c = c, .kv = device_f32(b, n), .score = device_f32(b, n)};
+    char shape[64];
+    int status = 0;
+
+    if (ape == NULL || gain == NULL || dev_is_null(p.kv) || dev_is_null(p.score)) {
+        status = no_memory("compress");
+    } else {
+        struct weight_src ape_src = {.type = WEIGHT_F32, .rows = 4, .cols = COMP_COLS, .data = ape};
+        struct weight_src norm_src = {
+            .type = WEIGHT_BF16, .rows = 1, .cols = COMP_COLS / 2, .data = gain, .vector = true};
+
+        fill_f32(b, ape, 4 * COMP_COLS);
+        fill_bf16(b, gain, COMP_COLS);
+        ops->weight_load(&b->k, &ape_src, &p.w.ape);
+        ops->weight_load(&b->k, &norm_src, &p.w.norm);
+        snprintf(shape, sizeof(shape), "ratio 4, %d columns, %d token%s", COMP_COLS, T,
+                 T == 1 ? "" : "s");
+        b->measure(b, "compress", shape, LIMIT_READ, (double)n * 8 + 7 * 4.0 * COMP_COLS,
+                   run_compress, &p);
+        ops->weight_unload(&b->k, &p.w.ape);
+        ops->weight_unload(&b->k, &p.w.norm);
+    }
+    ops->dev_free(&b->k, p.kv);
+    ops->dev_free(&b->k, p.score);
+    free(ape);
+    free(gain);
+    return status;
+}
+
 /* Codes everywhere, scales (after the codes and the rotated dims) of one. */
 static void fill_rows(struct kernel_bench *b, uint8_t *rows, int n, int row_bytes, int first_scale,
                       int n_scales)
@@ -495,6 +551,7 @@ static bool kv_open(struct kernel_bench *b, struct kv_case *c)
 {
     size_t page = (size_t)ENTRIES * (ROW_BYTES + KEY_BYTES);
     size_t ring = (size_t)(128 + 16) * ROW_BYTES;
+    size_t comp = (size_t)COMP_ROWS * 2 * COMP_COLS * sizeof(float);
     float freq[32];
 
     *c = (struct kv_case){.b = b};
@@ -502,13 +559,14 @@ static bool kv_open(struct kernel_bench *b, struct kv_case *c)
                                .page_stride = page,
                                .key_off = (size_t)ENTRIES * ROW_BYTES,
                                .entries_per_page = ENTRIES,
-                               .slot_stride = ring,
+                               .slot_stride = ring + comp,
+                               .comp_off = ring,
                                .window_rows = 128 + 16,
-                               .comp_rows = 8 + 16,
+                               .comp_rows = COMP_ROWS,
                                .row_bytes = ROW_BYTES,
                                .key_bytes = KEY_BYTES};
     c->kv.pages = device(b, NULL, page * N_PAGES);
-    c->kv.states = device(b, NULL, ring);
+    c->kv.states = device(b, NULL, ring + comp);
     for (int i = 0; i < 32; i++)
         freq[i] = 1.f / (float)(1 << i / 2);
     c->freq = device(b, freq, sizeof(freq));
@@ -592,7 +650,9 @@ static int bench_kv(struct kernel_bench *b)
     struct kv_case c;
     char shape[64];
 
-    if (!wanted(b, "attention") && !wanted(b, "index_select"))
+    int status = 0;
+
+    if (!wanted(b, "attention") && !wanted(b, "index_select") && !wanted(b, "compress"))
         return 0;
     if (!kv_open(b, &c))
         return no_memory("the KV of a long sequence");
@@ -615,10 +675,15 @@ static int bench_kv(struct kernel_bench *b)
                    &c);
         kv_batch_free(&c);
     }
+    for (int T = 1; T <= 512 && wanted(b, "compress") && status == 0; T += 511) {
+        kv_batch(&c, T, 32767);
+        status = bench_compress(b, &c, T);
+        kv_batch_free(&c);
+    }
     b->k.ops->dev_free(&b->k, c.kv.pages);
     b->k.ops->dev_free(&b->k, c.kv.states);
     b->k.ops->dev_free(&b->k, c.freq);
-    return 0;
+    return status;
 }
 
 int bench_kernels_run(struct kernel_bench *b)
