@@ -445,10 +445,26 @@ static void cut_cable(struct storm *s)
     const struct network *n = s->net;
 
     s->n_cuts++;
+    for (int i = 0; i < SENDERS; i++) /* room for one more each */
+        if (!s->senders[i].frozen && s->senders[i].handoffs[0].live)
+            handoff_settle(s, &s->senders[i], &s->senders[i].handoffs[0]);
     assert_true(network_shell("ip -n %s link set %s down", n->to_ns, n->to_if));
     for (int i = 0; i < SENDERS; i++) {
         struct sender *f = &s->senders[i];
 
+        for (int k = 0; k < LIVE_MAX && !f->frozen; k++) {
+            struct handoff *h = &f->handoffs[k];
+
+            if (h->live || f->next_id >= ID_MAX)
+                continue;
+            h->n_pages = 1; /* what is posted now finds no cable */
+            if (pages_take(s, 1, h->pages)) {
+                handoff_draw(s, h);
+                h->live = true;
+                s->n_started++;
+                handoff_put(s, f, h);
+            }
+        }
         for (int k = 0; k < LIVE_MAX && !f->frozen; k++)
             if (f->handoffs[k].live)
                 timed_wait(s, f, &f->handoffs[k], NULL);
