@@ -83,20 +83,45 @@ void api_metrics(struct router_thread *t, struct http_exchange *x)
     buf_deinit(&body);
 }
 
+/* The members that both of SGLang's descriptions have. */
+static void put_info(struct router_thread *t, struct buf *out)
+{
+    buf_puts(out, "\"model_path\":");
+    put_string(out, t->router->model_name);
+    buf_puts(out, ",\"tokenizer_path\":");
+    put_string(out, t->router->options->tokenizer_path);
+    buf_printf(out, ",\"is_generation\":true,\"vocab_size\":%d,\"context_length\":%llu,",
+               tokenizer_vocab(t->router->tokenizer),
+               (unsigned long long)workers_context_length(t->workers));
+    buf_printf(out, "\"effort_profile\":\"%s\",\"default_thinking\":%s",
+               chat_profile_name(t->router->chat.profile),
+               t->router->chat.default_thinking ? "true" : "false");
+}
+
 void api_model_info(struct router_thread *t, struct http_exchange *x)
 {
     struct buf body = {0};
 
-    buf_puts(&body, "{\"model_path\":");
+    buf_puts(&body, "{");
+    put_info(t, &body);
+    buf_puts(&body, "}");
+    reply_json(t, x, 200, &body);
+    buf_deinit(&body);
+}
+
+void api_server_info(struct router_thread *t, struct http_exchange *x)
+{
+    struct buf body = {0};
+
+    buf_puts(&body, "{");
+    put_info(t, &body);
+    buf_puts(&body, ",\"served_model_name\":");
     put_string(&body, t->router->model_name);
-    buf_puts(&body, ",\"tokenizer_path\":");
-    put_string(&body, t->router->options->tokenizer_path);
-    buf_printf(&body, ",\"is_generation\":true,\"vocab_size\":%d,\"context_length\":%llu,",
-               tokenizer_vocab(t->router->tokenizer),
-               (unsigned long long)workers_context_length(t->workers));
-    buf_printf(&body, "\"effort_profile\":\"%s\",\"default_thinking\":%s}",
-               chat_profile_name(t->router->chat.profile),
-               t->router->chat.default_thinking ? "true" : "false");
+    buf_printf(&body,
+               ",\"disaggregation_mode\":\"router\",\"started\":%lld,\"prefill\":%zu,"
+               "\"decode\":%zu,\"draining\":%s,\"internal_states\":[]}",
+               (long long)t->router->started_unix_s, workers_ready(t->workers, WORKER_PREFILL),
+               workers_ready(t->workers, WORKER_DECODE), t->draining ? "true" : "false");
     reply_json(t, x, 200, &body);
     buf_deinit(&body);
 }

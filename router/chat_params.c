@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-enum { COMPLETION_MAX_TOKENS = 16 };
+enum { COMPLETION_MAX_TOKENS = 16, GENERATE_MAX_TOKENS = 128 };
 
 static bool read_stop(const struct field *f, const struct json *v, void *out,
                       struct chat_error *err)
@@ -274,8 +274,102 @@ static const struct field completion_fields[] = {
     {NULL},
 };
 
+/* SGLang's own API: what there is of a generation, by its names. */
+static const struct field sampling_fields[] = {
+    {"max_new_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
+    {"min_new_tokens", FIELD_INT, AT(min_tokens), 0, INT32_MAX},
+    {"n", FIELD_INT, AT(n), 1, CHAT_CHOICES_MAX},
+    {"temperature", FIELD_FLOAT, AT(temperature), 0, 2},
+    {"top_p", FIELD_FLOAT, AT(top_p), 1e-9, 1},
+    {"top_k", FIELD_INT, AT(top_k), -1, INT32_MAX},
+    {"min_p", FIELD_FLOAT, AT(min_p), 0, 1},
+    {"frequency_penalty", FIELD_FLOAT, AT(frequency_penalty), -2, 2},
+    {"presence_penalty", FIELD_FLOAT, AT(presence_penalty), -2, 2},
+    {"repetition_penalty", FIELD_FLOAT, AT(repetition_penalty), 1e-3, 2},
+    {"logit_bias", FIELD_READ, .read = read_logit_bias},
+    {"sampling_seed", FIELD_READ, .read = read_seed},
+    {"stop", FIELD_READ, .read = read_stop},
+    {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
+    {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},
+    {"no_stop_trim", FIELD_BOOL, AT(no_stop_trim)},
+    /* Not offered. */
+    NEUTRAL("skip_special_tokens", "true"),
+    NEUTRAL("spaces_between_special_tokens", "true"),
+    NEUTRAL("stop_regex", "[]"),
+    NEUTRAL("regex", NULL),
+    NEUTRAL("ebnf", NULL),
+    NEUTRAL("json_schema", NULL),
+    NEUTRAL("structural_tag", NULL),
+    NEUTRAL("custom_params", "{}"),
+    NEUTRAL("stream_interval", "1"),
+    NEUTRAL("beam_width", "1"),
+    {NULL},
+};
+
+static bool read_sampling(const struct field *f, const struct json *v, void *out,
+                          struct chat_error *err)
+{
+    static const struct field *const tables[] = {sampling_fields, NULL};
+    char inner[sizeof(err->param)];
+
+    if (v->type != JSON_OBJECT)
+        return field_fail(err, f->name, "invalid_type",
+                          "%s must be an object, the same for all prompts", f->name);
+    if (fields_read(tables, v, out, err))
+        return true;
+    memcpy(inner, err->param, sizeof(inner));
+    snprintf(err->param, sizeof(err->param), "%s%s%.100s", f->name, *inner ? "." : "", inner);
+    return false;
+}
+
+static const struct field generate_fields[] = {
+    ELSEWHERE("text"), /* generate_task_run() */
+    ELSEWHERE("input_ids"),
+    {"sampling_params", FIELD_READ, .read = read_sampling},
+    {"model", FIELD_STRING, AT(model), .max = 256},
+    {"rid", FIELD_STRING, AT(rid), .max = 63},
+    {"stream", FIELD_BOOL, AT(stream)},
+    {"priority", FIELD_INT, AT(priority), INT32_MIN, INT32_MAX},
+    /* Labels. */
+    NO_EFFECT("log_metrics"),
+    NO_EFFECT("no_logs"),
+    NO_EFFECT("conversation_id"),
+    NO_EFFECT("custom_labels"),
+    /* Not offered. */
+    NEUTRAL("return_logprob", "false"),
+    NEUTRAL("logprob_start_len", "-1"),
+    NEUTRAL("top_logprobs_num", "0"),
+    NEUTRAL("token_ids_logprob", "[]"),
+    NEUTRAL("return_text_in_logprobs", "true|false"),
+    NEUTRAL("input_embeds", NULL),
+    NEUTRAL("image_data", "[]"),
+    NEUTRAL("video_data", "[]"),
+    NEUTRAL("audio_data", "[]"),
+    NEUTRAL("modalities", "[]"),
+    NEUTRAL("lora_path", "\"\""),
+    NEUTRAL("lora_id", "\"\""),
+    NEUTRAL("session_params", "{}"),
+    NEUTRAL("custom_logit_processor", NULL),
+    NEUTRAL("return_hidden_states", "false"),
+    NEUTRAL("return_routed_experts", "false"),
+    NEUTRAL("return_bytes", "false"),
+    NEUTRAL("return_entropy", "false"),
+    NEUTRAL("background", "false"),
+    NEUTRAL("extra_key", "\"\""),
+    NEUTRAL("routing_key", "\"\""),
+    NEUTRAL("validation_time", NULL),
+    NEUTRAL("need_wait_for_image", "false"),
+    NEUTRAL("bootstrap_host", NULL),
+    NEUTRAL("bootstrap_port", NULL),
+    NEUTRAL("bootstrap_room", NULL),
+    NEUTRAL("bootstrap_pair_key", NULL),
+    NEUTRAL("data_parallel_rank", NULL),
+    {NULL},
+};
+
 const struct field *const chat_params_tables[] = {chat_fields, shared_fields, NULL};
 const struct field *const completion_params_tables[] = {completion_fields, shared_fields, NULL};
+const struct field *const generate_params_tables[] = {generate_fields, NULL};
 
 static const struct chat_params defaults = {.n = 1,
                                             .max_tokens = -1,
@@ -341,6 +435,18 @@ bool completion_params_read(const struct json *body, int32_t vocab, struct chat_
                           "max_tokens must be at least 1, or 0 with echo: true");
     if (p.max_tokens < 0)
         p.max_tokens = COMPLETION_MAX_TOKENS;
+    *out = p;
+    return true;
+}
+
+bool generate_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                          struct chat_error *err)
+{
+    struct chat_params p = defaults;
+
+    p.max_tokens = GENERATE_MAX_TOKENS;
+    if (!fields_read(generate_params_tables, body, &p, err) || !check(&p, vocab, err))
+        return false;
     *out = p;
     return true;
 }

@@ -1,5 +1,5 @@
 /*
- * chat_params: what a chat-completion or completion request asks for besides its prompt.
+ * chat_params: what a request for generated text asks for besides its prompt.
  *
  * Threads   any; no state.
  */
@@ -53,11 +53,16 @@ bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params
 bool completion_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                             struct chat_error *err);
 
+/** The same for a body of SGLang's /generate (max_new_tokens: 128 when absent). */
+bool generate_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
+                          struct chat_error *err);
+
 /** A member of a checked logit_bias: the token id that its key spells, or -1. */
 int32_t chat_params_bias_id(const struct json_member *m, int32_t vocab);
 
 /* The field tables: every OpenAI and SGLang field, and what becomes of it. A name stands in one of
  * an API's tables. For tests and docs. */
-extern const struct field *const chat_params_tables[], *const completion_params_tables[];
+extern const struct field *const chat_params_tables[], *const completion_params_tables[],
+                                                           *const generate_params_tables[];
 
 #endif

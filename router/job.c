@@ -32,6 +32,7 @@ static void choice_deinit(struct job_choice *c)
     chat_answer_deinit(&c->answer);
     buf_deinit(&c->reasoning);
     buf_deinit(&c->content);
+    token_list_deinit(&c->ids);
     for (size_t i = 0; i < c->n_calls; i++) {
         buf_deinit(&c->calls[i].name);
         buf_deinit(&c->calls[i].arguments);
@@ -326,6 +327,8 @@ static enum status_code push_tokens(struct job_choice *c, const int32_t *ids, si
         c->answer.finish = "length";
         return status_ok(st);
     }
+    for (size_t i = 0; c->job->format->keeps_ids && i < n; i++)
+        token_list_push(&c->ids, ids[i]);
     if (c->logprobs == NULL || n == 0)
         return chat_answer_push(&c->answer, ids, n, finish, st);
     return push_with_logprobs(c, ids, n, finish, extras->logprobs, st);
@@ -340,8 +343,10 @@ static void on_tokens(void *arg, const int32_t *ids, size_t n, Baton__V1__Finish
 
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE)
         c->generation = NULL; /* it is over */
-    if (extras->stats != NULL)
+    if (extras->stats != NULL) {
         request_path_add(&j->path, extras->stats);
+        c->n_cached = extras->stats->cached_tokens;
+    }
     count_tokens(j, n);
     j->sse.logprobs = NULL; /* what another choice still has is not this one's */
     if (!c->began)
@@ -420,6 +425,7 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     j->include_usage = p->include_usage;
     j->wants_path = wants_path(x);
     j->no_output = p->max_tokens == 0;
+    j->many = task->many || p->n > 1;
     j->n_prompt = task->n_prompt_tokens;
     j->sse.null_usage = p->include_usage;
     j->sse.each_usage = p->continuous_usage;
@@ -431,6 +437,7 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
 
         c->job = j;
         c->index = i;
+        c->n_prompt = task->prompts[i / (unsigned)p->n]->n;
         if (p->echo) {
             c->echo = task->prompts[i / (unsigned)p->n];
             c->echo->refs++;

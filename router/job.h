@@ -31,12 +31,14 @@ struct job_choice {
     struct job *job;
     unsigned index;
     struct generation *generation; /* NULL: not started, or over */
+    size_t n_prompt, n_cached;     /* tokens of its prompt, and those that a cache had */
     struct chat_answer answer;
     bool began;                      /* streamed: its first event is out */
     struct prompt_ids *echo;         /* to be shown before the answer; NULL: not, or done */
     struct token_logprobs *logprobs; /* NULL: not asked for. Streamed: those that no event had */
-    /* Whole answers gather here. */
+    /* Whole answers gather here, and streams whose events repeat the text. */
     struct buf reasoning, content;
+    struct token_list ids; /* the tokens of content; kept where the format says so */
     size_t n_calls;
     struct job_call *calls;
 };
@@ -45,6 +47,7 @@ struct job_choice {
 struct job_format {
     const char *id_prefix; /* "chatcmpl-" */
     enum token_logprobs_style logprobs_style;
+    bool keeps_ids; /* the answer names its tokens */
     /* Streamed: */
     void (*begin_choice)(struct job *j, struct job_choice *c, struct buf *out);
     void (*delta)(struct job *j, struct job_choice *c, const struct chat_delta *d, struct buf *out);
@@ -63,6 +66,7 @@ struct job {
     char request_id[JOB_REQUEST_ID_MAX + 1];
     int64_t created;
     bool stream, include_usage, wants_path;
+    bool many;      /* a list of prompts was asked */
     bool no_output; /* max_tokens 0: the prompt is all that is shown */
     bool started;   /* streamed: the head of the answer is out */
     struct chat_sse sse;

@@ -20,6 +20,7 @@ struct route {
 static const struct route table[] = {
     {"/v1/chat/completions", false, HTTP_POST, FOR_KEYS, 0, api_chat},
     {"/v1/completions", false, HTTP_POST, FOR_KEYS, 0, api_completions},
+    {"/generate", false, HTTP_POST, FOR_KEYS, 0, api_generate},
     {"/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/v1/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/detokenize", false, HTTP_POST, FOR_KEYS, 0, api_detokenize},
@@ -27,6 +28,8 @@ static const struct route table[] = {
     {"/health_generate", false, HTTP_GET, FOR_KEYS, 0, api_health_generate},
     {"/model_info", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_model_info},
     {"/get_model_info", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_model_info},
+    {"/server_info", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_server_info},
+    {"/get_server_info", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_server_info},
     {"/v1/models", false, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_models},
     {"/v1/models/", true, HTTP_GET | HTTP_HEAD, FOR_KEYS, 0, api_models},
     {"/health", false, HTTP_GET | HTTP_HEAD, FOR_ALL, 0, api_health},

@@ -36,11 +36,13 @@ void reply_status(struct router_thread *t, struct http_exchange *x, const struct
 
 void api_chat(struct router_thread *t, struct http_exchange *x);        /* /v1/chat/completions */
 void api_completions(struct router_thread *t, struct http_exchange *x); /* /v1/completions */
+void api_generate(struct router_thread *t, struct http_exchange *x);    /* /generate */
 void api_tokenize(struct router_thread *t, struct http_exchange *x);
 void api_detokenize(struct router_thread *t, struct http_exchange *x);
 void api_health_generate(struct router_thread *t,
                          struct http_exchange *x); /* one token, all the way */
 void api_model_info(struct router_thread *t, struct http_exchange *x);
+void api_server_info(struct router_thread *t, struct http_exchange *x);
 void api_models(struct router_thread *t, struct http_exchange *x);  /* /v1/models, /v1/models/ID */
 void api_health(struct router_thread *t, struct http_exchange *x);  /* the process lives */
 void api_ready(struct router_thread *t, struct http_exchange *x);   /* it can serve */

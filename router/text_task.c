@@ -160,23 +160,23 @@ bool chat_task_run(struct text_task *task, const struct router *router, const ch
 
 /* ---- completions ----------------------------------------------------------------------------- */
 
-static bool read_ids(const struct json *v, int32_t vocab, struct token_list *out,
+static bool read_ids(const char *name, const struct json *v, int32_t vocab, struct token_list *out,
                      struct chat_error *err)
 {
     for (uint32_t i = 0; i < v->len; i++) {
         int64_t id;
 
         if (!json_int(&v->items[i], &id) || id < 0 || id >= vocab)
-            return field_fail(err, "prompt", "invalid_value",
-                              "prompt: element %u is no token id below %d", i, vocab);
+            return field_fail(err, name, "invalid_value", "%s: element %u is no token id below %d",
+                              name, i, vocab);
         token_list_push(out, (int32_t)id);
     }
     return true;
 }
 
-/* One prompt: a string or a list of ids. */
-static bool read_prompt(struct text_task *task, const struct router *router, const struct json *v,
-                        uint64_t context_length, struct text_scratch *scratch,
+/* One prompt: a string or a list of ids. @param name  the field's */
+static bool read_prompt(struct text_task *task, const struct router *router, const char *name,
+                        const struct json *v, uint64_t context_length, struct text_scratch *scratch,
                         struct chat_error *err)
 {
     struct status st;
@@ -185,16 +185,33 @@ static bool read_prompt(struct text_task *task, const struct router *router, con
     if (v->type == JSON_STRING) {
         if (tokenizer_encode(router->tokenizer, scratch->cache, v->text, v->len, TOKENIZE_ADDED,
                              &scratch->ids, &st) != ST_OK)
-            return field_fail(err, "prompt", "invalid_value", "prompt: %s", st.msg);
+            return field_fail(err, name, "invalid_value", "%s: %s", name, st.msg);
     } else if (v->type != JSON_ARRAY) {
-        return field_fail(err, "prompt", "invalid_type",
-                          "prompt must be a string, a list of token ids, or a list of those");
-    } else if (!read_ids(v, tokenizer_vocab(router->tokenizer), &scratch->ids, err)) {
+        return field_fail(err, name, "invalid_type",
+                          "%s must be a string, a list of token ids, or a list of those", name);
+    } else if (!read_ids(name, v, tokenizer_vocab(router->tokenizer), &scratch->ids, err)) {
         return false;
     }
     if (scratch->ids.n == 0)
-        return field_fail(err, "prompt", "invalid_value", "prompt must not be empty");
-    return add_prompt(task, "prompt", &scratch->ids, context_length, err);
+        return field_fail(err, name, "invalid_value", "%s must not be empty", name);
+    return add_prompt(task, name, &scratch->ids, context_length, err);
+}
+
+/* One prompt or a list of them. */
+static bool read_prompts(struct text_task *task, const struct router *router, const char *name,
+                         const struct json *v, uint64_t context_length,
+                         struct text_scratch *scratch, struct chat_error *err)
+{
+    task->many = v->type == JSON_ARRAY && v->len > 0 && v->items[0].type != JSON_NUMBER;
+    if (task->many &&
+        (v->len > TEXT_PROMPTS_MAX || v->len * (uint64_t)task->params.n > TEXT_CHOICES_MAX))
+        return field_fail(err, name, "invalid_value",
+                          "%s: at most %d prompts, and %d answers together", name, TEXT_PROMPTS_MAX,
+                          TEXT_CHOICES_MAX);
+    for (uint32_t i = 0; task->many && i < v->len; i++)
+        if (!read_prompt(task, router, name, &v->items[i], context_length, scratch, err))
+            return false;
+    return task->many || read_prompt(task, router, name, v, context_length, scratch, err);
 }
 
 bool completion_task_run(struct text_task *task, const struct router *router, const char *body,
@@ -202,7 +219,6 @@ bool completion_task_run(struct text_task *task, const struct router *router, co
                          struct chat_error *err)
 {
     const struct json *prompt;
-    bool many;
 
     task->raw = true;
     if (!parse(task, body, len, err) ||
@@ -212,16 +228,39 @@ bool completion_task_run(struct text_task *task, const struct router *router, co
     prompt = json_get(json_root(task->doc), "prompt");
     if (prompt == NULL || prompt->type == JSON_NULL)
         return field_fail(err, "prompt", "missing_required_parameter", "prompt is needed");
-    many = prompt->type == JSON_ARRAY && prompt->len > 0 && prompt->items[0].type != JSON_NUMBER;
-    if (many && (prompt->len > TEXT_PROMPTS_MAX ||
-                 prompt->len * (uint64_t)task->params.n > TEXT_CHOICES_MAX))
-        return field_fail(err, "prompt", "invalid_value",
-                          "prompt: at most %d prompts, and %d answers together", TEXT_PROMPTS_MAX,
-                          TEXT_CHOICES_MAX);
-    for (uint32_t i = 0; many && i < prompt->len; i++)
-        if (!read_prompt(task, router, &prompt->items[i], context_length, scratch, err))
-            return false;
-    if (!many && !read_prompt(task, router, prompt, context_length, scratch, err))
+    return read_prompts(task, router, "prompt", prompt, context_length, scratch, err) &&
+           fill_generation(task, router, err);
+}
+
+/* ---- SGLang's /generate ---------------------------------------------------------------------- */
+
+static const struct json *given(const struct json *body, const char *name)
+{
+    const struct json *v = json_get(body, name);
+
+    return v != NULL && v->type == JSON_NULL ? NULL : v;
+}
+
+bool generate_task_run(struct text_task *task, const struct router *router, const char *body,
+                       size_t len, uint64_t context_length, struct text_scratch *scratch,
+                       struct chat_error *err)
+{
+    const struct json *text, *ids;
+
+    task->raw = true;
+    if (!parse(task, body, len, err) ||
+        !generate_params_read(json_root(task->doc), tokenizer_vocab(router->tokenizer),
+                              &task->params, err))
         return false;
-    return fill_generation(task, router, err);
+    text = given(json_root(task->doc), "text");
+    ids = given(json_root(task->doc), "input_ids");
+    if ((text == NULL) == (ids == NULL))
+        return field_fail(err, "text", "missing_required_parameter",
+                          "either text or input_ids is needed, and not both");
+    if (ids != NULL && ids->type != JSON_ARRAY)
+        return field_fail(err, "input_ids", "invalid_type",
+                          "input_ids must be a list of token ids, or a list of such lists");
+    return read_prompts(task, router, text != NULL ? "text" : "input_ids",
+                        text != NULL ? text : ids, context_length, scratch, err) &&
+           fill_generation(task, router, err);
 }

@@ -31,6 +31,7 @@ struct text_task {
     size_t n_prompts;
     struct prompt_ids *prompts[TEXT_PROMPTS_MAX]; /* params.n choices for each */
     size_t n_prompt_tokens;                       /* of all */
+    bool many;                                    /* a list of prompts, even if of one */
     bool raw;                                     /* the output is text and nothing else */
     enum turn_start start;                        /* not raw: where the parser begins */
     bool tools;                                   /* not raw: whether it looks for calls */
@@ -49,6 +50,12 @@ bool chat_task_run(struct text_task *task, const struct router *router, const ch
 bool completion_task_run(struct text_task *task, const struct router *router, const char *body,
                          size_t len, uint64_t context_length, struct text_scratch *scratch,
                          struct chat_error *err);
+
+/** The same for a body of SGLang's /generate: text (a string or a list) or input_ids. */
+bool generate_task_run(struct text_task *task, const struct router *router, const char *body,
+                       size_t len, uint64_t context_length, struct text_scratch *scratch,
+                       struct chat_error *err);
+
 void text_task_deinit(struct text_task *task);
 
 #endif

@@ -130,3 +130,74 @@ def test_what_the_router_says_about_itself(router):
     assert http_get(router.url + "/health_generate")[0] == 503
     router.start_decode(0)
     wait_until("ready", router.ready)
+
+
+def generate(c, do, sampling=None, **kw):
+    return post(c, "/generate", {"text": directive(**do), "sampling_params": sampling or {}, **kw})
+
+
+def events(c, path, body):
+    r = urllib.request.Request(c.url + path, data=json.dumps(body).encode(), method="POST")
+    with urllib.request.urlopen(r, timeout=30 * SLOW) as f:
+        return [line[6:] for line in f.read().decode().splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 1000])
+def test_generate_answers_whole_and_streams_all_the_text_so_far(router, batch):
+    text = "<think>a</think>b\n 世界 😀"
+    do = {"text": text, "batch": batch}
+    status, r = generate(router, do, {"max_new_tokens": 100, "temperature": 0}, rid="my-rid")
+    assert status == 200 and r["text"] == text
+    m = r["meta_info"]
+    assert m["id"] == "my-rid" and m["finish_reason"] == {"type": "stop"}
+    assert m["completion_tokens"] >= len(r["output_ids"]) > 5 and m["prompt_tokens"] > 5
+    status, back = post(router, "/detokenize", {"tokens": r["output_ids"]})
+    assert status == 200 and back["text"].startswith(text)
+    *got, done = events(router, "/generate", {"text": directive(**do), "stream": True,
+                                              "sampling_params": {"max_new_tokens": 100}})
+    assert done == "[DONE]"
+    got = [json.loads(e) for e in got]
+    for a, b in zip(got, got[1:]):
+        assert b["text"].startswith(a["text"])
+        assert b["meta_info"]["completion_tokens"] >= a["meta_info"]["completion_tokens"]
+    assert got[-1]["text"] == text and got[-1]["meta_info"]["finish_reason"] == {"type": "stop"}
+    assert all(e["meta_info"]["finish_reason"] is None for e in got[:-1])
+
+
+def test_generate_takes_lists_ids_and_several_answers(router):
+    words = ["one", "two two"]
+    status, r = post(router, "/generate", {"text": [directive(text=w) for w in words]})
+    assert status == 200 and [a["text"] for a in r] == words
+    assert [a["index"] for a in r] == [0, 1]
+    status, tokens = post(router, "/tokenize", {"prompt": directive(text="ids")})
+    ids = tokens["tokens"]
+    status, r = post(router, "/generate", {"input_ids": ids, "sampling_params": {"n": 2}})
+    assert status == 200 and [a["text"] for a in r] == ["ids", "ids"]
+    assert [a["meta_info"]["prompt_tokens"] for a in r] == [len(ids)] * 2
+    status, r = post(router, "/generate", {"text": [directive(text="alone")]})
+    assert isinstance(r, list) and r[0]["text"] == "alone"
+    status, r = generate(router, {"text": "w " * 200})
+    assert r["meta_info"]["finish_reason"] == {"type": "length", "length": 128}
+    status, r = generate(router, {"text": "one two three"}, {"stop": ["two"]})
+    assert r["text"] == "one "
+
+
+@pytest.mark.parametrize("body,param", [
+    ({}, "text"), ({"text": "a", "input_ids": [1]}, "text"), ({"input_ids": "abc"}, "input_ids"),
+    ({"input_ids": [1, -1]}, "input_ids"), ({"input_ids": []}, "input_ids"), ({"text": ""}, "text"),
+    ({"text": "a", "return_logprob": True}, "return_logprob"), ({"text": "a", "nonsense": 1}, "nonsense"),
+    ({"text": "a", "sampling_params": {"nonsense": 1}}, "sampling_params.nonsense"),
+    ({"text": "a", "sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens"),
+    ({"text": "a", "sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
+    ({"text": "a", "sampling_params": [{}]}, "sampling_params"),
+])
+def test_generate_refuses_by_name(router, body, param):
+    status, r = post(router, "/generate", body)
+    assert (status, r["error"]["param"]) == (400, param), r
+
+
+def test_what_the_server_says_of_itself(router):
+    for path in "/server_info", "/get_server_info":
+        status, body = http_get(router.url + path)
+        info = json.loads(body)
+        assert status == 200 and info["prefill"] > 0 and info["decode"] > 0 and info["is_generation"]

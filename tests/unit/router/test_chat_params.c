@@ -102,6 +102,29 @@ static void no_name_stands_twice_and_each_row_is_whole(void **state)
             assert_string_not_equal(f->name, g->name);
 }
 
+static void each_field_of_generate_is_honoured_or_refused_by_name(void **state)
+{
+    (void)state;
+    for (const struct field *f = generate_params_tables[0]; f->name != NULL; f++) {
+        struct chat_error err = {0};
+        struct chat_params p;
+        struct json_doc *doc;
+        struct status st;
+        char body[256];
+
+        if (f->kind == FIELD_ELSEWHERE || f->kind == FIELD_NO_EFFECT)
+            continue;
+        for (const struct field *g = f + 1; g->name != NULL; g++)
+            assert_string_not_equal(f->name, g->name);
+        snprintf(body, sizeof(body), "{\"%s\": [[]]}", f->name); /* no field takes that */
+        assert_int_equal(json_parse(body, strlen(body), 0, &doc, &st), ST_OK);
+        assert_false(generate_params_read(json_root(doc), 1000, &p, &err));
+        assert_string_equal(err.param, f->name);
+        assert_int_equal(err.status, 400);
+        json_free(doc);
+    }
+}
+
 static void what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing(void **state)
 {
     (void)state;
@@ -175,6 +198,7 @@ int main(void)
         cmocka_unit_test(an_empty_body_means_the_defaults),
         cmocka_unit_test(every_field_takes_null_as_absent),
         cmocka_unit_test(no_name_stands_twice_and_each_row_is_whole),
+        cmocka_unit_test(each_field_of_generate_is_honoured_or_refused_by_name),
         cmocka_unit_test(what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing),
         cmocka_unit_test(numbers_are_bounded_and_typed),
         cmocka_unit_test(fields_that_contradict_each_other_are_refused),
