@@ -347,6 +347,7 @@ static bool load_moe(struct loader *l, const char *prefix, int layer, bool hashe
 }
 
 /* The ids of a hash layer index the experts: they are input too. */
+/* Every token's experts exist and differ. */
 static bool check_table(struct loader *l, const char *prefix)
 {
     const struct tensor *t;
@@ -363,6 +364,13 @@ static bool check_table(struct loader *l, const char *prefix)
                        name, id, l->c->n_experts);
             return false;
         }
+        for (uint64_t k = i - i % (uint64_t)l->c->n_active; k < i; k++)
+            if (memcmp(t->data + 8 * k, t->data + 8 * i, 8) == 0) {
+                status_set(l->st, ST_INVALID,
+                           "%s: tensor %s names expert %" PRId64 " twice for token %" PRIu64,
+                           t->file, name, id, i / (uint64_t)l->c->n_active);
+                return false;
+            }
     }
     return true;
 }

@@ -64,7 +64,8 @@ static bool moe_init(struct ref_moe *m, const struct kernel_dims *d)
     m->part = malloc(REF_MOE_ROWS * sizeof(*m->part));
     m->hidden = malloc(REF_MOE_ROWS * (size_t)d->moe_inter * sizeof(*m->hidden));
     m->sum = malloc(REF_MOE_ROWS * (size_t)d->hidden * sizeof(*m->sum));
-    return m->token != NULL && m->weight != NULL && m->part != NULL && m->hidden != NULL && m->sum != NULL;
+    return m->token != NULL && m->weight != NULL && m->part != NULL && m->hidden != NULL &&
+           m->sum != NULL;
 }
 
 int kernels_ref_open(struct kernels *k)
