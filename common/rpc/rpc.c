@@ -22,6 +22,7 @@ static void *run(void *arg)
         if (e.type == GRPC_OP_COMPLETE) {
             struct rpc_tag *tag = e.tag;
 
+            RPC_TAG_TAKE(tag);
             tag->fn(tag, e.success);
         }
     }

@@ -19,6 +19,18 @@ struct rpc_tag {
     void *owner;
 };
 
+/* What is written before an operation starts is seen by the thread that gets its event;
+ * ThreadSanitizer is told so, since it cannot look into C core. */
+#if defined(__SANITIZE_THREAD__)
+void __tsan_acquire(void *at);
+void __tsan_release(void *at);
+#define RPC_TAG_HAND_OVER(tag) __tsan_release(tag)
+#define RPC_TAG_TAKE(tag) __tsan_acquire(tag)
+#else
+#define RPC_TAG_HAND_OVER(tag) ((void)(tag))
+#define RPC_TAG_TAKE(tag) ((void)(tag))
+#endif
+
 struct rpc {
     grpc_completion_queue *cq;
     pthread_t thread;

@@ -127,6 +127,7 @@ static void request_next(struct rpc_server *srv, struct accept *a)
         return;
     grpc_call_details_init(&a->details);
     grpc_metadata_array_init(&a->metadata);
+    RPC_TAG_HAND_OVER(&a->tag);
     grpc_server_request_call(srv->server, &a->call, &a->details, &a->metadata, srv->rpc->cq,
                              srv->rpc->cq, &a->tag);
 }
@@ -247,6 +248,7 @@ void rpc_server_free(struct rpc_server *srv)
     pthread_mutex_lock(&srv->lock);
     srv->stopping = true;
     pthread_mutex_unlock(&srv->lock);
+    RPC_TAG_HAND_OVER(&srv->stop_tag);
     grpc_server_shutdown_and_notify(srv->server, srv->rpc->cq, &srv->stop_tag);
     rpc_group_end_all(&srv->sessions, &why);
     grpc_server_cancel_all_calls(srv->server);

@@ -182,6 +182,7 @@ static bool start_batch(struct rpc_session *s, grpc_op *ops, size_t n, struct rp
     s->n_pending++; /* before the start: its event may come at once on the rpc thread */
     call = s->call; /* under the lock, so that TSan sees the order that gRPC keeps */
     pthread_mutex_unlock(&s->lock);
+    RPC_TAG_HAND_OVER(tag);
     if (grpc_call_start_batch(call, ops, n, tag, NULL) == GRPC_CALL_OK)
         return true;
     count_event(s);
@@ -284,6 +285,7 @@ static void start_close(struct rpc_session *s)
             (grpc_status_code)status_to_grpc(s->close_why.code);
         op.data.send_status_from_server.status_details = &details;
     }
+    RPC_TAG_HAND_OVER(&s->close_tag);
     if (grpc_call_start_batch(s->call, &op, 1, &s->close_tag, NULL) == GRPC_CALL_OK)
         s->close_pending = true;
     grpc_slice_unref(details);
@@ -302,6 +304,7 @@ static void send_next(struct rpc_session *s)
         return;
     }
     op.data.send_message.send_message = o->bytes;
+    RPC_TAG_HAND_OVER(&s->send_tag);
     if (grpc_call_start_batch(s->call, &op, 1, &s->send_tag, NULL) != GRPC_CALL_OK) {
         s->dead = true;
     } else {
