@@ -1,7 +1,7 @@
 /*
  * simd_index: the indexer's choice. Two passes over threads, for as many tokens at a time as the
  * workspace holds:
- *   score   item = (token, 64 keys of a page): keys decoded to f32 [dim][key] in L1, then tiles of
+ *   score   item = (16 tokens, 64 keys): keys decoded once to f32 [dim][key] in L1, then tiles of
  * 6 heads; every step of the score is rounded to bf16 select  item = token: the k-th largest score
  * by counting its 16 bits in two steps of 8, then the chosen ones sorted by radix; both passes go
  * over the scores in order, so equal scores keep the order of their entries FLOPs: 2 * keys * heads
@@ -13,7 +13,13 @@
 
 #include <assert.h>
 
-enum { KEYS = 64, VECS = VF_LANES == 16 ? 4 : 2, HEADS = 6, TILE_KEYS = VECS * VF_LANES };
+enum {
+    KEYS = 64,
+    VECS = VF_LANES == 16 ? 4 : 2,
+    HEADS = 6,
+    TILE_KEYS = VECS * VF_LANES,
+    BLOCK = 16
+};
 
 struct select_job {
     const struct kernel_dims *dims;
@@ -25,6 +31,7 @@ struct select_job {
     int64_t stride;
     int t0, n_tokens; /* of this round */
     int n_chunks;     /* chunks of KEYS that the longest token sees */
+    int block;        /* tokens of an item: they share decoded keys */
 };
 
 static int64_t n_visible(const struct select_job *job, int64_t t)
@@ -101,31 +108,35 @@ SIMD void score_tile(float *total, const float *k, const float *q, const float *
     }
 }
 
-static void score_item(void *arg, int64_t item, struct cpu_part *part)
+static int seq_of(const struct select_job *job, int64_t t)
 {
-    struct select_job *job = arg;
-    int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
-    int64_t t = job->t0 + item / job->n_chunks, g = item % job->n_chunks * KEYS;
-    int64_t n = n_visible(job, t) - g;
-    int seq = ((const int32_t *)cpu_ptr(job->b->row_seq))[t];
-    float *k = (float *)(void *)part->keys, *q = k + Di * KEYS, *weight = q + Hi * Di;
-    float total[KEYS] = {0};
-    uint16_t rounded[KEYS];
+    return ((const int32_t *)cpu_ptr(job->b->row_seq))[t];
+}
 
-    if (n <= 0)
-        return;
-    n = n < KEYS ? n : KEYS;
-    load_row(q, job->q + t * Hi * Di, Hi * Di);
-    for (int h = 0; h < Hi; h++)
-        vf_store_some(weight + h, vf_load_bf16_some(job->weights + t * Hi + h, 1), 1);
-    /* runs of keys that lie in one page */
+/* Keys g .. g + n - 1 of a sequence; runs of them lie in one page. */
+static void load_chunk(float *k, const struct select_job *job, int seq, int64_t g, int64_t n)
+{
     for (int64_t i = 0, run; i < n; i += run) {
         int64_t left = job->v->entries_per_page - (g + i) % job->v->entries_per_page;
 
         run = n - i < left ? n - i : left;
         load_keys(k + i, ref_entry(job->b, job->v, seq, g + i, true), job->v->key_bytes, (int)run,
-                  Di);
+                  job->dims->index_head_dim);
     }
+}
+
+/* Scores of keys g .. g + n - 1, decoded in part->keys, for token t. */
+static void score_chunk(const struct select_job *job, int64_t t, int64_t g, int64_t n,
+                        struct cpu_part *part)
+{
+    int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
+    float *k = (float *)(void *)part->keys, *q = k + Di * KEYS, *weight = q + Hi * Di;
+    float total[KEYS] = {0};
+    uint16_t rounded[KEYS];
+
+    load_row(q, job->q + t * Hi * Di, Hi * Di);
+    for (int h = 0; h < Hi; h++)
+        vf_store_some(weight + h, vf_load_bf16_some(job->weights + t * Hi + h, 1), 1);
     for (int j = 0; j < n; j += TILE_KEYS) {
         int h = 0;
 
@@ -141,6 +152,31 @@ static void score_item(void *arg, int64_t item, struct cpu_part *part)
 
     for (int64_t i = 0; i < n; i++)
         scores[i] = order_of(rounded[i]);
+}
+
+/* Tokens of one sequence stand in order, so the last of them sees all that the others see. */
+static void score_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct select_job *job = arg;
+    int64_t g = item % job->n_chunks * KEYS;
+    int64_t t = job->t0 + item / job->n_chunks * job->block;
+    int64_t end = t + job->block, all = job->t0 + job->n_tokens;
+
+    for (end = end < all ? end : all; t < end;) {
+        int64_t next = t + 1, most = n_visible(job, t);
+
+        for (; next < end && seq_of(job, next) == seq_of(job, t); next++)
+            most = n_visible(job, next) > most ? n_visible(job, next) : most;
+        if (most > g)
+            load_chunk((float *)(void *)part->keys, job, seq_of(job, t), g,
+                       most - g < KEYS ? most - g : KEYS);
+        for (; t < next; t++) {
+            int64_t n = n_visible(job, t) - g;
+
+            if (n > 0)
+                score_chunk(job, t, g, n < KEYS ? n : KEYS, part);
+        }
+    }
 }
 
 /* ---- selection ---- */
@@ -219,6 +255,11 @@ static void select_item(void *arg, int64_t item, struct cpu_part *part)
         chosen[i] = -1;
 }
 
+static int64_t n_items(const struct select_job *job)
+{
+    return (int64_t)((job->n_tokens + job->block - 1) / job->block) * job->n_chunks;
+}
+
 static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q,
                          struct dev_ptr weights, const struct kernel_batch *b,
                          const struct kernel_kv *kv_view)
@@ -244,7 +285,10 @@ static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_pt
         for (int i = 0; i < job.n_tokens; i++)
             most = n_visible(&job, job.t0 + i) > most ? n_visible(&job, job.t0 + i) : most;
         job.n_chunks = (int)((most + KEYS - 1) / KEYS);
-        cpu_run(k, (int64_t)job.n_tokens * job.n_chunks, score_item, &job);
+        job.block = BLOCK;
+        if (n_items(&job) < 8 * (int64_t)c->n_parts) /* little work: some for every thread */
+            job.block = 1;
+        cpu_run(k, n_items(&job), score_item, &job);
         cpu_run(k, job.n_tokens, select_item, &job);
     }
 }
