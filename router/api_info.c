@@ -109,6 +109,8 @@ void api_model_info(struct router_thread *t, struct http_exchange *x)
     buf_deinit(&body);
 }
 
+/* SGLang's benchmark reads this after its run: a "decode" would have to be a list of servers, and
+ * internal_states must not be empty. */
 void api_server_info(struct router_thread *t, struct http_exchange *x)
 {
     struct buf body = {0};
@@ -118,8 +120,8 @@ void api_server_info(struct router_thread *t, struct http_exchange *x)
     buf_puts(&body, ",\"served_model_name\":");
     put_string(&body, t->router->model_name);
     buf_printf(&body,
-               ",\"disaggregation_mode\":\"router\",\"started\":%lld,\"prefill\":%zu,"
-               "\"decode\":%zu,\"draining\":%s,\"internal_states\":[]}",
+               ",\"disaggregation_mode\":\"router\",\"started\":%lld,\"prefill_ready\":%zu,"
+               "\"decode_ready\":%zu,\"draining\":%s,\"internal_states\":[{}]}",
                (long long)t->router->started_unix_s, workers_ready(t->workers, WORKER_PREFILL),
                workers_ready(t->workers, WORKER_DECODE), t->draining ? "true" : "false");
     reply_json(t, x, 200, &body);
