@@ -56,6 +56,9 @@ static const struct preset presets[] = {
      1.5,
      512,
      11},
+    /* As little as the architecture allows, a layer of each kind: for long contexts and many runs.
+     */
+    {"slim", 256, 3, 2, 128, 128, 1, 128, {0, 4, 128, 0}, 1, 32, 4, 2, 128, 1, 1.5, 512, 21},
     /* V4-Flash's head geometry and ratio pattern with few heads and layers. */
     {"flashlike",
      512,
@@ -667,7 +670,7 @@ enum status_code checkpoint_make(const char *dir, const struct checkpoint_option
     }
     if (m == NULL)
         return status_set(st, ST_INVALID,
-                          "no preset '%s': there are tiny, flashlike, prolike, flash and pro",
+                          "no preset '%s': there are tiny, slim, flashlike, prolike, flash and pro",
                           opt->preset);
     if (m->p.hidden >= 4096 && cut_release(&m->p, opt, st) != ST_OK) {
         free(m);

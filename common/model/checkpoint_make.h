@@ -21,7 +21,8 @@ enum checkpoint_experts {
 };
 
 struct checkpoint_options {
-    const char *preset; /* "tiny", "flashlike", "prolike"; "flash", "pro": a release's geometry */
+    /* "tiny", "slim", "flashlike", "prolike"; "flash", "pro": a release's geometry */
+    const char *preset;
     enum checkpoint_experts experts;
     int vocab_size; /* 0: the preset's */
     int n_layers;   /* flash, pro: the first so many layers; 0: all */

@@ -15,10 +15,6 @@ from test_engine import Pair
 
 FULL = os.environ.get("BATON_TEST_FULL") is not None
 LENGTH, CONTEXT = (1_048_000, 1_048_576) if FULL else (65_300, 65_536)
-PRESET = dict(hidden_size=256, num_hidden_layers=3, num_attention_heads=2, head_dim=128, q_lora_rank=128, o_groups=1,
-              o_lora_rank=128, compress_ratios=[0, 4, 128, 0], index_n_heads=1, index_topk=32, n_routed_experts=4,
-              num_experts_per_tok=2, moe_intermediate_size=128, num_hash_layers=1, routed_scaling_factor=1.5,
-              vocab_size=512, seed=21)
 # The binary, its libraries, gRPC and the text of the prompt itself.
 PROCESS_BYTES = 128 << 20
 
@@ -26,9 +22,8 @@ PROCESS_BYTES = 128 << 20
 @pytest.fixture(scope="module")
 def long_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    (folder / "presets.json").write_text(json.dumps({"long": PRESET}))
-    subprocess.run([sys.executable, ROOT / "tests/oracle/make_checkpoint.py", folder / "model", "--config", "long",
-                    "--presets", folder / "presets.json"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "tests/oracle/make_checkpoint.py", folder / "model", "--config", "slim"],
+                   check=True, stdout=subprocess.DEVNULL)
     return folder / "model"
 
 

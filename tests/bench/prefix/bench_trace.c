@@ -26,7 +26,7 @@ enum {
     TURNS_MAX = 30,
     PROMPT_MAX = 65536,
     PAGES = 8192,          /* 2M tokens, 8 GB of Flash's KV */
-    PAGE_BYTES = 985664,   /* V4-Flash */
+    PAGE_BYTES = 899648,   /* V4-Flash */
     STATE_BYTES = 4154112, /* kv_snapshot_bytes() of V4-Flash */
     DEFAULT_SHARE = 4      /* states have a fourth of the pages' bytes: common/worker/worker.c */
 };

@@ -124,10 +124,10 @@ bool rig_level_runs(const char *level)
     return true;
 }
 
-const char *rig_make_checkpoint(void)
+const char *rig_make_checkpoint(const char *preset)
 {
     static char dir[] = "/tmp/baton-engine-XXXXXX";
-    struct checkpoint_options o = {.preset = "tiny", .seed = -1};
+    struct checkpoint_options o = {.preset = preset, .seed = -1};
     struct status st;
 
     if (mkdtemp(dir) == NULL || checkpoint_make(dir, &o, &st) != ST_OK) {

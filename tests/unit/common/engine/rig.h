@@ -53,8 +53,8 @@ struct rig_options {
 /* Whether this processor has the level "ref", "avx2" or "avx512"; says so when not. */
 bool rig_level_runs(const char *level);
 
-/* A tiny checkpoint in a fresh folder, and its end. */
-const char *rig_make_checkpoint(void);
+/* A random checkpoint (see checkpoint_make.h) in a fresh folder, and its end. */
+const char *rig_make_checkpoint(const char *preset);
 void rig_remove_checkpoint(const char *dir);
 
 /* Sensible engine options to start from: prefix cache and snapshots on, prompts computed here. */

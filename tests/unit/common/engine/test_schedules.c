@@ -4,7 +4,10 @@
  * right and wrong, every admission policy. Whatever happens, each request gives the tokens and the
  * logits that it gives alone, and in the end every page, slot and state is free.
  *
- * usage: test_schedules LEVEL FIRST_SEED N_SEEDS
+ * usage: test_schedules LEVEL FIRST_SEED N_SEEDS [THREADS]
+ *
+ * With BATON_TEST_FULL set, N_SEEDS is at least 1,000. A schedule depends on its seed alone: one
+ * that fails is run again as `test_schedules LEVEL SEED 1`.
  */
 #include "tests/unit/common/engine/rig.h"
 
@@ -21,6 +24,7 @@ enum { ANSWERS = 40, PROMPT_MAX = 1300, RUNS_MAX = 24, SLOTS = 20 };
 
 static const char *checkpoint, *level;
 static uint64_t first_seed, n_seeds;
+static int threads = 2;
 static struct answer answers[ANSWERS];
 static int32_t *prompts;
 
@@ -152,7 +156,7 @@ static void random_schedules_give_the_tokens_of_each_request_alone(void **state)
 {
     struct rig_options o = {.checkpoint = checkpoint,
                             .isa = level,
-                            .threads = 2,
+                            .threads = threads,
                             .n_pages = 10,
                             .n_slots = SLOTS,
                             .engine = rig_engine_options()};
@@ -174,6 +178,8 @@ static void random_schedules_give_the_tokens_of_each_request_alone(void **state)
         hits += stats.hit_tokens;
         retracted = r.n_retracted;
         rows = r.rows_checked;
+        if ((seed - first_seed) % 100 == 99)
+            print_message("seeds to %llu: %u rows compared\n", (unsigned long long)seed, rows);
     }
     rig_close(&r);
     print_message("%llu schedules: %u rows of logits compared, %u retractions, %llu tokens hit\n",
@@ -188,16 +194,18 @@ int main(int argc, char **argv)
     };
     int result;
 
-    if (argc != 4)
+    if (argc != 4 && argc != 5)
         return 2;
     level = argv[1];
     first_seed = strtoull(argv[2], NULL, 10);
     n_seeds = strtoull(argv[3], NULL, 10);
-    if (getenv("BATON_TEST_FULL") != NULL)
+    if (argc == 5)
+        threads = (int)strtol(argv[4], NULL, 10);
+    if (getenv("BATON_TEST_FULL") != NULL && n_seeds < 1000)
         n_seeds = 1000;
     if (!rig_level_runs(level))
         return 77;
-    checkpoint = rig_make_checkpoint();
+    checkpoint = rig_make_checkpoint("slim");
     result = cmocka_run_group_tests_name("schedules", tests, setup, teardown);
     rig_remove_checkpoint(checkpoint);
     return result;

@@ -273,7 +273,7 @@ int main(int argc, char **argv)
     level = argv[1];
     if (!rig_level_runs(level))
         return 77;
-    checkpoint = rig_make_checkpoint();
+    checkpoint = rig_make_checkpoint("tiny");
     result = cmocka_run_group_tests_name("steps", tests, setup, teardown);
     rig_remove_checkpoint(checkpoint);
     return result;
