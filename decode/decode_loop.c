@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/worker/orders.h"
 #include "common/worker/worker.h"
 #include "decode/decode_metrics.h"
 #include "decode/handoffs.h"
@@ -238,11 +239,8 @@ static void handle(struct decode_loop *l, struct msg *m)
     struct msg_unpacked *mu = (struct msg_unpacked *)m;
     struct msg_verified *mv = (struct msg_verified *)m;
 
-    if (m->type == WORKER_MSG_FLUSH) {
-        log_info("prefix cache: %u pages dropped", engine_flush_cache(l->engine));
-        free(m);
+    if (orders_obey(l->w, l->engine, m))
         return;
-    }
     switch ((enum decode_msg_type)m->type) {
     case DM_ROUTER_OPENED:
         router_list_open(l->routers, ml->link);
@@ -336,7 +334,7 @@ enum status_code decode_loop_new(struct worker *w, struct decode_loop **out, str
     if (worker_engine_new(w, &steps, &l->engine, st) != ST_OK ||
         router_list_new(w, &l->routers, st) != ST_OK ||
         handoffs_new(w, l->engine, &arrivals, &l->handoffs, st) != ST_OK ||
-        decode_metrics_init(&l->metrics, w->metrics, st) != ST_OK) {
+        decode_metrics_init(&l->metrics, w->metrics, w->geometry, st) != ST_OK) {
         handoffs_free(l->handoffs);
         router_list_free(l->routers);
         engine_free(l->engine);

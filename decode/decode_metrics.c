@@ -2,7 +2,8 @@
 
 #include <stdio.h>
 
-enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *r, struct status *st)
+enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *r,
+                                     const struct kv_geometry *g, struct status *st)
 {
     char label[48];
 
@@ -28,7 +29,7 @@ enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *r
     m->pages_quarantined = metrics_gauge(r, "baton_kv_pages_quarantined",
                                          "KV pages that a lost peer may still write.", NULL);
     m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
-    engine_metrics_init(&m->engine, r);
+    engine_metrics_init(&m->engine, r, g);
     return status_ok(st);
 }
 

@@ -20,7 +20,7 @@ struct decode_metrics {
 };
 
 enum status_code decode_metrics_init(struct decode_metrics *m, struct metrics *registry,
-                                     struct status *st);
+                                     const struct kv_geometry *g, struct status *st);
 void decode_metrics_request(struct decode_metrics *m);
 void decode_metrics_end(struct decode_metrics *m, enum status_code how);
 void decode_metrics_tokens(struct decode_metrics *m, uint32_t n);

@@ -6,6 +6,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/worker/orders.h"
 #include "common/worker/worker.h"
 #include "prefill/handoff_state.h"
 #include "prefill/kv_sender.h"
@@ -257,11 +258,8 @@ static void peer_lost(void *arg, struct prefill_peer *peer)
 
 static void handle(struct prefill_loop *l, struct msg *m)
 {
-    if (m->type == WORKER_MSG_FLUSH) {
-        log_info("prefix cache: %u pages dropped", engine_flush_cache(l->engine));
-        free(m);
+    if (orders_obey(l->w, l->engine, m))
         return;
-    }
     switch ((enum prefill_msg_type)m->type) {
     case PM_OPENED:
         peer_list_open(l->peers, ((struct msg_link *)m)->link);
@@ -385,7 +383,7 @@ enum status_code prefill_loop_new(struct worker *w, struct prefill_loop **out, s
     l->w = w;
     if (worker_engine_new(w, &steps, &l->engine, st) != ST_OK ||
         peer_list_new(w, peer_lost, l, &l->peers, st) != ST_OK ||
-        prefill_metrics_init(&l->metrics, w->metrics, st) != ST_OK) {
+        prefill_metrics_init(&l->metrics, w->metrics, w->geometry, st) != ST_OK) {
         peer_list_free(l->peers);
         engine_free(l->engine);
         free(l);

@@ -3,7 +3,7 @@
 #include <stdio.h>
 
 enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics *r,
-                                      struct status *st)
+                                      const struct kv_geometry *g, struct status *st)
 {
     char label[48];
 
@@ -23,7 +23,7 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
                                        NULL, metrics_step_bounds, METRICS_N_STEP);
     m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
     m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
-    engine_metrics_init(&m->engine, r);
+    engine_metrics_init(&m->engine, r, g);
     return status_ok(st);
 }
 

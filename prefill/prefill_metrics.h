@@ -19,7 +19,7 @@ struct prefill_metrics {
 };
 
 enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics *registry,
-                                      struct status *st);
+                                      const struct kv_geometry *g, struct status *st);
 void prefill_metrics_request(struct prefill_metrics *m);
 void prefill_metrics_end(struct prefill_metrics *m, enum status_code how);
 void prefill_metrics_step(struct prefill_metrics *m, const struct engine_stats *s);

@@ -10,6 +10,10 @@
  * than it has neighbours. */
 enum { LPM_LOOK = 64 };
 
+/* By priority, a sequence gains a level for each so many that came after it: none waits for ever.
+ */
+enum { PRIORITY_AGE = 256 };
+
 /* ---- lists ---- */
 
 /* By arrival; nearly always at the end. */
@@ -180,6 +184,11 @@ static bool better_later(struct engine *e, const struct sequence *s)
     return false;
 }
 
+static int64_t priority_now(const struct engine *e, const struct sequence *s)
+{
+    return s->priority + (int64_t)((e->next_order - s->order) / PRIORITY_AGE);
+}
+
 /* Who is next, by the policy. */
 static struct sequence *candidate(struct engine *e)
 {
@@ -190,7 +199,7 @@ static struct sequence *candidate(struct engine *e)
         return best;
     if (e->opt.policy == SCHEDULE_PRIORITY) {
         for (struct sequence *s = best->next; s != NULL; s = s->next)
-            if (s->priority > best->priority)
+            if (priority_now(e, s) > priority_now(e, best))
                 best = s;
         return best;
     }
@@ -313,13 +322,15 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out)
     out->n_running = e->n_running;
     out->n_held = e->active.n - e->n_running;
     out->pages_free = slab_n_free(e->pages);
+    out->pages_used = slab_units(e->pages) - out->pages_free;
+    out->slots_used = slab_units(e->slots) - slab_n_free(e->slots);
     if (e->cache != NULL) {
         struct prefix_cache_stats cache;
 
         prefix_cache_get_stats(e->cache, &cache);
         out->pages_cached = cache.n_pages;
     }
-    out->pages_busy = pages_busy(e, slab_units(e->pages) - out->pages_free);
+    out->pages_busy = pages_busy(e, out->pages_used);
     out->snapshots =
         e->snapshots != NULL ? slab_units(e->snapshots) - slab_n_free(e->snapshots) : 0;
     out->waiting_tokens = waiting_tokens(e);

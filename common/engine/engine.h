@@ -113,7 +113,8 @@ uint32_t engine_flush_cache(struct engine *e);
 struct engine_stats {
     uint32_t n_waiting, n_held, n_running;
     uint32_t pages_free, pages_cached, snapshots;
-    uint32_t pages_busy;     /* of sequences or in quarantine: neither free nor evictable */
+    uint32_t pages_used, slots_used; /* taken, for whatever */
+    uint32_t pages_busy;             /* of sequences or in quarantine: neither free nor evictable */
     uint64_t waiting_tokens; /* not yet computed, of those waiting and of prompts that run */
     uint64_t steps, retractions;
     uint64_t hit_tokens, prompt_tokens;

@@ -2,10 +2,16 @@
 
 #include <stdio.h>
 
-void engine_metrics_init(struct engine_metrics *m, struct metrics *r)
+void engine_metrics_init(struct engine_metrics *m, struct metrics *r, const struct kv_geometry *g)
 {
     char label[32];
 
+    m->geometry = g;
+    for (int i = 0; i < KV_N_POOLS; i++) {
+        snprintf(label, sizeof(label), "pool=\"%s\"", kv_pool_name((enum kv_pool)i));
+        m->pool_bytes[i] = metrics_gauge(r, "baton_kv_pool_used_bytes",
+                                         "KV memory in use, cached prefixes too, by pool.", label);
+    }
     m->pages_cached = metrics_gauge(r, "baton_kv_pages_cached",
                                     "KV pages in the prefix cache, those in use too.", NULL);
     m->pages_busy =
@@ -42,6 +48,10 @@ static void count(struct metric *m, uint64_t now, uint64_t *last)
 
 void engine_metrics_set(struct engine_metrics *m, const struct engine_stats *s)
 {
+    for (int i = 0; i < KV_N_POOLS; i++)
+        metric_set(m->pool_bytes[i],
+                   (double)m->geometry->pool_bytes[i] *
+                       (kv_pool_in_slot((enum kv_pool)i) ? s->slots_used : s->pages_used));
     metric_set(m->pages_cached, s->pages_cached);
     metric_set(m->pages_busy, s->pages_busy);
     metric_set(m->snapshots, s->snapshots);

@@ -25,7 +25,7 @@ enum status_code step_trace_open(const char *path, const char *role, struct step
     t->file = fopen(path, "we");
     if (t->file == NULL) {
         free(t);
-        return status_set(st, ST_INVALID, "--step-trace %s: %s", path, strerror(errno));
+        return status_set(st, ST_INVALID, "step trace %s: %s", path, strerror(errno));
     }
     t->start_us = clock_now_us();
     fprintf(t->file,

@@ -7,6 +7,16 @@
  */
 enum { LAYOUT_VERSION = 1 };
 
+const char *kv_pool_name(enum kv_pool pool)
+{
+    static const char *const names[KV_N_POOLS] = {
+        [KV_SWA] = "swa",           [KV_C4] = "c4",
+        [KV_C128] = "c128",         [KV_INDEXER] = "indexer",
+        [KV_C4_STATE] = "c4_state", [KV_C128_STATE] = "c128_state"};
+
+    return names[pool];
+}
+
 static uint32_t round_up(uint32_t n, uint32_t to)
 {
     return (n + to - 1) / to * to;

@@ -40,6 +40,15 @@ enum {
 /* The pools of DESIGN, by what they hold. */
 enum kv_pool { KV_SWA, KV_C4, KV_C128, KV_INDEXER, KV_C4_STATE, KV_C128_STATE, KV_N_POOLS };
 
+/** Its name, in logs and metrics. */
+const char *kv_pool_name(enum kv_pool pool);
+
+/** Whether it lies in slots, else in pages. */
+static inline bool kv_pool_in_slot(enum kv_pool pool)
+{
+    return pool == KV_SWA || pool == KV_C4_STATE || pool == KV_C128_STATE;
+}
+
 /* Where one layer's parts lie; offsets in bytes from the start of a page or slot, unused parts 0.
  */
 struct kv_layer {
@@ -115,5 +124,11 @@ size_t kv_slot_runs(const struct kv_geometry *g, uint64_t length, struct kv_run 
 /** Bytes of what kv_slot_runs() names at any page boundary, rounded up to 64: a state to go on from
  * there. */
 uint64_t kv_snapshot_bytes(const struct kv_geometry *g);
+
+/** All KV of a live sequence of n_tokens, pages and slot, divided by its tokens, rounded up. */
+static inline uint64_t kv_bytes_per_token(const struct kv_geometry *g, uint64_t n_tokens)
+{
+    return (kv_pages_for(n_tokens) * g->page_bytes + g->slot_bytes + n_tokens - 1) / n_tokens;
+}
 
 #endif

@@ -10,6 +10,7 @@
 #include "baton/v1/admin.pb-c.h"
 #include "common/base/log.h"
 #include "common/rpc/rpc_message.h"
+#include "common/worker/orders.h"
 
 enum { HEADERS_MAX_BYTES = 16384, IDLE_TIMEOUT_S = 10 };
 
@@ -84,7 +85,7 @@ static enum status_code flush(void *arg, const void *request, size_t len, void *
 
     (void)request;
     (void)len;
-    worker_flush_cache(arg);
+    orders_flush_cache(arg);
     return rpc_message_pack(&r.base, reply, reply_len, st);
 }
 
@@ -146,7 +147,7 @@ static void on_flush(struct evhttp_request *req, void *arg)
         answer(req, 405, "application/json", "{\"error\":\"POST it\"}\n");
         return;
     }
-    worker_flush_cache(arg);
+    orders_flush_cache(arg);
     answer(req, 200, "application/json", "{\"status\":\"ok\"}\n");
 }
 

@@ -14,6 +14,9 @@ enum { DEFAULT_TOKENS = 65536 };
  * tests/bench/prefix hits 99 % of what it would with a state at every boundary. */
 enum { SNAPSHOT_SHARE = 4, SNAPSHOTS_LEAST = 4 };
 
+/* For which request the log says what a token takes all in all. */
+enum { LONG_REQUEST = 32768 };
+
 static const double MIB = 1 << 20;
 
 /* ---- what there is ---- */
@@ -151,10 +154,6 @@ enum status_code memory_plan_check(const struct memory_plan *p, const struct mem
 
 void memory_plan_log(const struct memory_plan *p, const struct model *m)
 {
-    static const char *const pools[KV_N_POOLS] = {
-        [KV_SWA] = "swa",           [KV_C4] = "c4",
-        [KV_C128] = "c128",         [KV_INDEXER] = "indexer",
-        [KV_C4_STATE] = "c4_state", [KV_C128_STATE] = "c128_state"};
     const struct kv_geometry *g = model_get_geometry(m);
     uint64_t weights[WEIGHT_CLASSES], sum = memory_plan_kv_bytes(p) + model_workspace_bytes(m);
     char line[512];
@@ -175,20 +174,22 @@ void memory_plan_log(const struct memory_plan *p, const struct model *m)
         log_info("memory: rank %d of %d: weights %.1f MiB, workspace %.1f MiB; KV is shared", i,
                  model_n_ranks(m), (double)bytes / MIB, (double)workspace / MIB);
     }
-    log_info("memory: KV pages %u x %.1f KiB = %.1f MiB, %" PRIu64
-             " bytes per token; state slots %u x %.1f KiB = %.1f MiB; snapshots %u x %.1f KiB = "
+    log_info("memory: KV pages %u x %.1f KiB = %.1f MiB, %" PRIu64 " bytes per token (%" PRIu64
+             " with the slot of a request of %u); state slots %u x %.1f KiB = %.1f MiB; snapshots "
+             "%u x %.1f KiB = "
              "%.1f MiB",
              p->n_pages, (double)p->page_bytes / 1024, p->n_pages * (double)p->page_bytes / MIB,
-             p->page_bytes / KV_PAGE_TOKENS, p->n_slots, (double)p->slot_bytes / 1024,
-             p->n_slots * (double)p->slot_bytes / MIB, p->n_snapshots,
-             (double)p->snapshot_bytes / 1024, p->n_snapshots * (double)p->snapshot_bytes / MIB);
+             p->page_bytes / KV_PAGE_TOKENS, kv_bytes_per_token(g, LONG_REQUEST), LONG_REQUEST,
+             p->n_slots, (double)p->slot_bytes / 1024, p->n_slots * (double)p->slot_bytes / MIB,
+             p->n_snapshots, (double)p->snapshot_bytes / 1024,
+             p->n_snapshots * (double)p->snapshot_bytes / MIB);
     at = 0;
     for (int i = 0; i < KV_N_POOLS; i++) {
-        bool slot = i == KV_SWA || i == KV_C4_STATE || i == KV_C128_STATE;
+        uint32_t units = kv_pool_in_slot((enum kv_pool)i) ? p->n_slots : p->n_pages;
 
-        at += (size_t)snprintf(line + at, sizeof(line) - at, "%s%s %.1f", at > 0 ? ", " : "",
-                               pools[i],
-                               (double)g->pool_bytes[i] * (slot ? p->n_slots : p->n_pages) / MIB);
+        at +=
+            (size_t)snprintf(line + at, sizeof(line) - at, "%s%s %.1f", at > 0 ? ", " : "",
+                             kv_pool_name((enum kv_pool)i), (double)g->pool_bytes[i] * units / MIB);
     }
     log_info("memory: pools in MiB: %s; all together %.1f MiB", line, (double)sum / MIB);
 }

@@ -16,6 +16,7 @@
 #include "common/comm/comm.h"
 #include "common/worker/admin.h"
 #include "common/worker/handoff.h"
+#include "common/worker/orders.h"
 
 /* State slots beyond the running requests: those whose old slot a lost peer may still write. */
 enum { SPARE_SLOTS = 8 };
@@ -91,7 +92,8 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         {"speculative-max-batch-size", FLAG_INT, &o->speculative_max_batch, 1, 4096, .arg = "N",
          .help = "no drafts while more requests run"},
         {"step-trace", FLAG_STRING, &o->step_trace, .arg = "FILE",
-         .help = "write every step's phases as a Chrome trace"},
+         .help =
+             "write every step's phases as a Chrome trace; SIGUSR1 ends it, and begins another"},
         {"kv-transport", FLAG_CHOICE, &o->kv_transport, .choices = "auto|rdma|nvlink|shm|tcp",
          .help = "how KV pages travel between workers"},
         {"kv-require", FLAG_CHOICE, &o->kv_require, .choices = "none|rdma|nvlink|shm|tcp",
@@ -359,8 +361,7 @@ enum status_code worker_open(struct worker *w, struct status *st)
         open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)
         return st->code;
     log_plan(w);
-    if (w->opt.step_trace != NULL &&
-        step_trace_open(w->opt.step_trace, w->role, &w->trace, st) != ST_OK)
+    if (orders_start(w, st) != ST_OK)
         return st->code;
     evthread_use_pthreads(); /* worker_quit() wakes the loop from the engine thread */
     w->metrics = metrics_new();
@@ -403,6 +404,13 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     hook->stop(hook->arg);
 }
 
+static void on_trace_signal(evutil_socket_t sig, short what, void *arg)
+{
+    (void)sig;
+    (void)what;
+    orders_toggle_trace(arg);
+}
+
 static enum status_code open_port(struct worker *w, const struct rpc_method *methods, size_t n,
                                   struct status *st)
 {
@@ -425,9 +433,11 @@ enum status_code worker_serve(struct worker *w, const struct rpc_method *methods
     struct stop_hook hook = {.w = w, .stop = stop, .arg = arg};
     struct event *term = evsignal_new(w->base, SIGTERM, on_signal, &hook);
     struct event *intr = evsignal_new(w->base, SIGINT, on_signal, &hook);
+    struct event *usr1 = evsignal_new(w->base, SIGUSR1, on_trace_signal, w);
 
     signal(SIGPIPE, SIG_IGN);
-    if (term == NULL || intr == NULL || event_add(term, NULL) != 0 || event_add(intr, NULL) != 0) {
+    if (term == NULL || intr == NULL || usr1 == NULL || event_add(term, NULL) != 0 ||
+        event_add(intr, NULL) != 0 || event_add(usr1, NULL) != 0) {
         status_set(st, ST_EXHAUSTED, "cannot watch signals");
     } else if (open_port(w, methods, n, st) == ST_OK) {
         atomic_store(&w->ready, true);
@@ -441,6 +451,8 @@ enum status_code worker_serve(struct worker *w, const struct rpc_method *methods
         event_free(term);
     if (intr != NULL)
         event_free(intr);
+    if (usr1 != NULL)
+        event_free(usr1);
     return st->code;
 }
 
@@ -463,16 +475,6 @@ void worker_load(struct worker *w, const struct engine_stats *s)
     };
 
     publisher_load(w->publisher, &f);
-}
-
-void worker_flush_cache(struct worker *w)
-{
-    struct msg *m = calloc(1, sizeof(*m));
-
-    if (m == NULL)
-        abort(); /* a few bytes: the process is beyond help */
-    m->type = WORKER_MSG_FLUSH;
-    mailbox_push(w->engine, m);
 }
 
 void worker_quit(struct worker *w)

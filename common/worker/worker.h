@@ -67,7 +67,8 @@ struct worker {
     struct kv_memory kv;
     struct slab *pages, *slots;
     struct memory_plan memory;
-    struct step_trace *trace;             /* NULL: not asked for */
+    struct step_trace *trace; /* NULL: none is written now */
+    uint32_t n_traces;
     struct engine_options engine_options; /* what the flags mean for the engine */
     struct transfer *transfer;
     struct rpc *rpc;
@@ -115,12 +116,6 @@ void worker_cache_event(struct worker *w, enum publisher_event what, enum publis
 
 /** Tells routers how busy the engine is; once per step. Engine thread. */
 void worker_load(struct worker *w, const struct engine_stats *s);
-
-/* A message to either engine loop, beside those of its own: drop what the prefix cache can. */
-enum { WORKER_MSG_FLUSH = 1000 };
-
-/** Sends it; any thread. */
-void worker_flush_cache(struct worker *w);
 
 /** Ends the event loop from any thread: the engine has drained. */
 void worker_quit(struct worker *w);

@@ -49,6 +49,9 @@ static enum status_code print_kv(const struct model_config *c, struct status *st
     printf("KV                page of %d tokens %" PRIu64 " bytes (%" PRIu64
            " a token), state of a sequence %" PRIu64 " bytes\n",
            KV_PAGE_TOKENS, g.page_bytes, g.page_bytes / KV_PAGE_TOKENS, g.slot_bytes);
+    printf("KV all in         %" PRIu64
+           " bytes a token of a request of 32768; a kept state %" PRIu64 " bytes\n",
+           kv_bytes_per_token(&g, 32768), kv_snapshot_bytes(&g));
     printf("KV layout         %016" PRIx64 "\n", kv_geometry_fingerprint(&g));
     return status_ok(st);
 }

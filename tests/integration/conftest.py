@@ -84,11 +84,11 @@ def wait_until(what, check, seconds=60):
 
 
 def metric(url, name):
-    """The sum of a metric over its labels, from a /metrics page."""
+    """The sum of a metric over its labels, from a /metrics page; or one line of it, name{label="value"}."""
     status, text = http_get(url + "/metrics")
     assert status == 200, text
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-               if line.split("{")[0].split(" ")[0] == name)
+               if name in (line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[0]))
 
 
 class Process:

@@ -3,6 +3,7 @@ probabilities. Whatever the engine does to be fast, the text stays the same."""
 import json
 import math
 import re
+import signal
 import struct
 import urllib.request
 
@@ -57,6 +58,10 @@ def test_a_prompt_seen_before_is_not_computed_again(demo_model, process):
     warm = p.ask(ids)
     assert warm["ids"] == cold["ids"]
     assert warm["stats"]["cached_tokens"] == 1024 and warm["stats"]["pages_reused"] == 4
+    for pool in ("c4", "indexer", "c128"):  # what stays is in pages alone: every slot is free again
+        assert p.metric(0, f'baton_kv_pool_used_bytes{{pool="{pool}"}}') > 0
+    for pool in ("swa", "c4_state", "c128_state"):
+        wait_until("free slots", lambda pool=pool: p.metric(0, f'baton_kv_pool_used_bytes{{pool="{pool}"}}') == 0)
     longer = p.ask(ids + ids_of(300, 5))  # the end of the first prompt is in its middle
     assert longer["stats"]["cached_tokens"] == 1024
     p.flush()
@@ -117,12 +122,21 @@ def test_drafts_change_no_token(demo_model, process):
 def test_every_step_is_traced(demo_model, process, tmp_path):
     trace = tmp_path / "trace.json"
     p = Pair(process, demo_model, decode_args=["--step-trace", trace])
+    decode = p.workers[1]
     p.ask(ids_of(30), 10)
+    decode.p.send_signal(signal.SIGUSR1)
+    wait_until("end of the trace", lambda: "step trace: complete" in decode.text())
+    p.ask(ids_of(30), 7)  # between two traces
+    decode.p.send_signal(signal.SIGUSR1)
+    wait_until("second trace", lambda: f"{trace}.2, until" in decode.text())
+    p.ask(ids_of(30), 5)
     p.stop()
-    events = json.loads(trace.read_text())
-    steps = [e for e in events if e["name"] == "step"]
-    assert len(steps) == 9 and all(e["args"]["tokens"] == 1 for e in steps)
-    assert {"schedule", "forward", "sample"} <= {e["name"] for e in events}
+    for path, n in ((trace, 9), (f"{trace}.2", 4)):
+        with open(path) as f:
+            events = json.load(f)
+        steps = [e for e in events if e["name"] == "step"]
+        assert len(steps) == n and all(e["args"]["tokens"] == 1 for e in steps)
+        assert {"schedule", "forward", "sample"} <= {e["name"] for e in events}
 
 
 def test_memory_that_cannot_be_had_is_refused_with_the_numbers(demo_model, process):

@@ -17,10 +17,11 @@ def ids_of_length(n, vocab=120000):
     return [(i * 7919 + 13) % vocab + 3 for i in range(n)]
 
 
-def one_process(model, ids, tmp_path):
+def one_process(model, ids, tmp_path, isa="auto"):
     f = tmp_path / "tokens"
     f.write_text(",".join(map(str, ids)))
-    out = run_baton("logits", "--model-path", model, "--tokens-file", f, "--greedy", NEW, "--chunk-size", 512)
+    out = run_baton("logits", "--model-path", model, "--tokens-file", f, "--greedy", NEW, "--chunk-size", 512,
+                    "--cpu-isa", isa)
     return json.loads(out)["greedy"]
 
 
@@ -32,24 +33,25 @@ def through_workers(decode, prefill, ids):
     return out
 
 
-def check_all(model, decode, prefill, tmp_path, transport):
+def check_all(model, decode, prefill, tmp_path, transport, isa):
     for n in LENGTHS:
         ids = ids_of_length(n)
         got = through_workers(decode, prefill, ids)
-        assert got["ids"] == one_process(model, ids, tmp_path), f"prompt of {n} tokens"
+        assert got["ids"] == one_process(model, ids, tmp_path, isa), f"prompt of {n} tokens"
         assert got["stats"]["transport"].startswith(transport), got["stats"]
         reused = got["stats"].get("pages_reused", 0)  # lengths share their beginning
         assert got["stats"]["checksums_verified"] == (n + 255) // 256 - reused + 1
 
 
-def test_one_host_over_shared_memory(demo_model, tmp_path, process):
+@pytest.mark.parametrize("isa", ["auto", "avx2"])
+def test_one_host_over_shared_memory(demo_model, tmp_path, process, isa):
     ports = free_port(), free_port()
     workers = [process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
-                              "--kv-transport", "shm"])
+                              "--kv-transport", "shm", "--cpu-isa", isa])
                for role, port in zip(("prefill", "decode"), ports)]
     for w, port in zip(workers, ports):
         wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
-    check_all(demo_model, f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", tmp_path, "shm")
+    check_all(demo_model, f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", tmp_path, "shm", isa)
     for w in workers:
         assert w.stop() == 0
 

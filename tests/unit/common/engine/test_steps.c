@@ -1,6 +1,7 @@
 /*
  * What a step is like besides its bits: it allocates nothing, it answers for a device that fails,
- * drafts leave nothing behind, and 200 prompts give the same tokens with and without them.
+ * drafts leave nothing behind, 200 prompts give the same tokens with and without them, and nobody
+ * waits for ever.
  *
  * usage: test_steps LEVEL
  */
@@ -258,12 +259,49 @@ static void what_can_never_fit_is_refused_with_the_numbers(void **state)
     rig_close(&r);
 }
 
+/* A flow of requests of a higher priority that never ends: the low one has its turn all the same.
+ */
+static void a_low_priority_has_its_turn(void **state)
+{
+    enum { FLOW = 400 };
+    static struct answer one = {.max_new = 1, .sampling = {.top_p = 1}};
+    struct run *runs = calloc(FLOW, sizeof(*runs)), low;
+    struct rig_options o = options();
+    uint32_t n = 0;
+    struct rig r;
+
+    (void)state;
+    one.prompt = prompts;
+    one.n_prompt = 1;
+    if (one.n_output == 0)
+        rig_answer(checkpoint, level, &one, 1);
+    o.engine.max_running = 1;
+    o.engine.policy = SCHEDULE_PRIORITY;
+    rig_open(&r, &o);
+    rig_submit(&r, &low, &one);
+    for (; n < FLOW && !low.ended; n++) { /* one always waits beside it */
+        rig_submit(&r, &runs[n], &one);
+        runs[n].seq.priority = 1;
+        if (n > 0)
+            rig_step(&r);
+    }
+    assert_true(low.ended);
+    assert_true(n > 100); /* but not at once */
+    rig_drain(&r);
+    rig_free(&low);
+    while (n > 0)
+        rig_free(&runs[--n]);
+    free(runs);
+    rig_close(&r);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompts_give_the_same_tokens_with_drafts_and_without),
         cmocka_unit_test(rejected_drafts_leave_the_pools_as_if_they_never_were),
         cmocka_unit_test(a_step_allocates_nothing),
+        cmocka_unit_test(a_low_priority_has_its_turn),
         cmocka_unit_test(what_can_never_fit_is_refused_with_the_numbers),
     };
     int result;
