@@ -187,7 +187,7 @@ void rig_open(struct rig *r, const struct rig_options *o)
         .n_threads = o->threads,
         .max_batch_tokens = CHUNK_MAX + 2 * SEQS_MAX * KV_DRAFT_SLACK,
         .max_batch_seqs = SEQS_MAX,
-        .max_context = CONTEXT,
+        .max_context = (int)o->engine.context_length,
         .max_logit_rows = SEQS_MAX * KV_DRAFT_SLACK,
     };
     struct status st;
@@ -228,9 +228,8 @@ void rig_close(struct rig *r)
 
 /* ---- answers ---- */
 
-/* One sequence alone, with nothing but the model. */
-static void answer_one(struct model *m, const struct kv_memory *kv, const uint32_t *pages,
-                       struct answer *a)
+void rig_answer_from(struct model *m, const struct kv_memory *kv, const uint32_t *pages,
+                     uint32_t n_computed, int64_t context, struct answer *a)
 {
     int32_t vocab = model_get_config(m)->vocab_size, eos = model_get_config(m)->eos_token;
     struct sampling_params params = a->sampling;
@@ -243,6 +242,7 @@ static void answer_one(struct model *m, const struct kv_memory *kv, const uint32
     assert_true(a->max_new <= RIG_OUTPUT_MAX);
     assert_int_equal(sequence_init(&s, a->prompt, a->n_prompt, 0, a->max_new, &params, vocab, &st),
                      ST_OK);
+    s.n_computed = n_computed;
     do {
         uint32_t n = s.n_tokens - s.n_computed;
         struct model_span span = {s.tokens + s.n_computed, (int)n, s.n_computed, 0, pages,
@@ -255,7 +255,7 @@ static void answer_one(struct model *m, const struct kv_memory *kv, const uint32
         sequence_append(&s,
                         sampler_pick(sampler, (float *)logits, &params, s.history, s.n_tokens,
                                      sequence_n_output(&s), NULL),
-                        CONTEXT);
+                        context);
         a->output[a->n_output++] = s.tokens[s.n_tokens - 1];
     } while (s.finish == SEQ_GOES_ON);
     sequence_deinit(&s);
@@ -285,7 +285,7 @@ void rig_answer(const char *checkpoint, const char *isa, struct answer *answers,
         model_kv_alloc(model, CONTEXT / KV_PAGE_TOKENS, 1, &kv, &st) != ST_OK)
         fail_msg("%s", st.msg);
     for (size_t i = 0; i < n; i++)
-        answer_one(model, &kv, pages, &answers[i]);
+        rig_answer_from(model, &kv, pages, 0, CONTEXT, &answers[i]);
     model_kv_free(model, &kv);
     model_free(model);
 }

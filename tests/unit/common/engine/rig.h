@@ -73,6 +73,11 @@ uint32_t rig_below(struct rig *r, uint32_t n);
 /* Fills a->output and a->rows by the plain run. */
 void rig_answer(const char *checkpoint, const char *isa, struct answer *answers, size_t n);
 
+/* The same for one, on a model and KV of the caller's that hold its first n_computed positions
+ * (slot 0, pages in order). */
+void rig_answer_from(struct model *m, const struct kv_memory *kv, const uint32_t *pages,
+                     uint32_t n_computed, int64_t context, struct answer *a);
+
 /* A sequence for an answer; submitted. */
 void rig_submit(struct rig *r, struct run *run, const struct answer *a);
 void rig_free(struct run *run);
