@@ -10,6 +10,10 @@
 /* Of the least recently used snapshots that many are weighed against each other. */
 enum { SNAPSHOTS_WEIGHED = 64 };
 
+/* Whoever has gone on from a snapshot has left a deeper one: for the next turn of a conversation
+ * that is the better one, and only another conversation will want this one again. */
+static const double GONE_ON = 0.9;
+
 #define NONE UINT32_MAX
 
 /* A page in the tree. Nodes are named by index; all lists run through them. */
@@ -20,10 +24,12 @@ struct node {
     uint32_t depth; /* pages up to and with this one */
     uint32_t n_children;
     uint32_t page;
-    uint32_t snapshot;     /* NONE */
-    uint32_t heap_at;      /* leaves: place in the heap; NONE: inner node */
-    uint32_t older, newer; /* with a snapshot: neighbours by its last use */
-    uint64_t used;         /* tick */
+    uint32_t snapshot;      /* NONE */
+    uint32_t heap_at;       /* leaves: place in the heap; NONE: inner node */
+    uint32_t older, newer;  /* with a snapshot: neighbours by its last use */
+    uint64_t used;          /* tick */
+    uint64_t snapshot_used; /* tick: put, or gone on from */
+    uint32_t snapshot_hits; /* how often it was gone on from */
     int32_t tokens[KV_PAGE_TOKENS];
 };
 
@@ -113,6 +119,7 @@ static void snapshot_link(struct prefix_cache *c, uint32_t i)
 {
     struct node *n = &c->nodes[i];
 
+    n->snapshot_used = c->tick;
     n->older = c->newest;
     n->newer = NONE;
     *(c->newest != NONE ? &c->nodes[c->newest].newer : &c->oldest) = i;
@@ -151,7 +158,8 @@ static uint32_t pages_saved(const struct prefix_cache *c, uint32_t i)
     return c->nodes[i].depth - (up != NONE ? c->nodes[up].depth : 0);
 }
 
-/* The least useful snapshot goes: what it saves, by how long nobody has asked for it. */
+/* The least useful snapshot goes: what it saves, how often it may be asked for (once, when it is
+ * new; else as often as it was, but for the first), by how long nobody has. */
 static void snapshot_evict(struct prefix_cache *c)
 {
     uint32_t worst = c->oldest;
@@ -160,7 +168,9 @@ static void snapshot_evict(struct prefix_cache *c)
 
     for (uint32_t i = c->oldest; i != NONE && looked < SNAPSHOTS_WEIGHED;
          i = c->nodes[i].newer, looked++) {
-        double use = pages_saved(c, i) / (double)(c->tick - c->nodes[i].used + 1);
+        uint32_t hits = c->nodes[i].snapshot_hits;
+        double use = (hits == 0 ? 1 : hits - GONE_ON) * pages_saved(c, i) /
+                     (double)(c->tick - c->nodes[i].snapshot_used + 1);
 
         if (looked == 0 || use < least) {
             least = use;
@@ -300,6 +310,7 @@ void prefix_cache_match(struct prefix_cache *c, uint64_t salt, const int32_t *to
         return;
     hit->n_state_pages = c->nodes[with_state].depth;
     hit->snapshot = c->nodes[with_state].snapshot;
+    c->nodes[with_state].snapshot_hits++;
     snapshot_unlink(c, with_state);
     snapshot_link(c, with_state);
 }
@@ -368,6 +379,7 @@ bool prefix_cache_put_snapshot(struct prefix_cache *c, uint64_t salt, const int3
     if (slab_take(c->opt.snapshots, 1, unit, &st) != ST_OK)
         return false;
     c->nodes[node].snapshot = *unit;
+    c->nodes[node].snapshot_hits = 0;
     snapshot_link(c, node);
     tell(c, &c->nodes[node], PREFIX_STATE_IN);
     c->stats.n_snapshots++;

@@ -239,6 +239,41 @@ static void the_snapshot_that_saves_least_gives_way(void **state)
     close_rig(&r);
 }
 
+/* Five conversations with a state each; one of them has gone on. Its state goes first, though it
+ * was used last. */
+static void a_snapshot_that_was_gone_on_from_gives_way(void **state)
+{
+    struct rig r = open_rig(8);
+    struct prefix_hit hit;
+    struct status st;
+    uint32_t unit, page;
+
+    (void)state;
+    start(&r);
+    for (int32_t i = 0; i <= SNAPSHOTS; i++) {
+        int32_t tokens[KV_PAGE_TOKENS] = {i};
+
+        if (i == SNAPSHOTS) { /* the newest so far goes on */
+            tokens[0] = i - 1;
+            prefix_cache_match(r.cache, 0, tokens, 1, 1, &page, &hit);
+            assert_int_equal(hit.n_state_pages, 1);
+            slab_give(r.pages, &page, 1);
+            tokens[0] = i;
+        }
+        assert_int_equal(slab_take(r.pages, 1, &page, &st), ST_OK);
+        prefix_cache_insert(r.cache, 0, tokens, &page, 1);
+        slab_give(r.pages, &page, 1);
+        assert_true(prefix_cache_put_snapshot(r.cache, 0, tokens, 1, &unit));
+    }
+    for (int32_t i = 0; i <= SNAPSHOTS; i++) {
+        int32_t tokens[KV_PAGE_TOKENS] = {i};
+
+        assert_int_equal(prefix_cache_lacks_snapshot(r.cache, 0, tokens, 1), i == SNAPSHOTS - 1);
+    }
+    prefix_cache_check(r.cache);
+    close_rig(&r);
+}
+
 /* ---- against a dictionary ---- */
 
 /* What must be in the cache: chains by their words. A page once in stays until it is evicted, which
@@ -368,6 +403,7 @@ int main(void)
         cmocka_unit_test(the_least_recently_used_leaf_goes_first),
         cmocka_unit_test(a_snapshot_is_hit_at_its_boundary_and_no_deeper_than_asked),
         cmocka_unit_test(the_snapshot_that_saves_least_gives_way),
+        cmocka_unit_test(a_snapshot_that_was_gone_on_from_gives_way),
         cmocka_unit_test(random_operations_agree_with_a_dictionary),
         cmocka_unit_test(whoever_comes_late_gets_the_whole_tree_parents_first),
         cmocka_unit_test(states_are_left_where_prompts_end_and_sparsely_before),
