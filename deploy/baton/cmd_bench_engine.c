@@ -2,8 +2,9 @@
  * bench-engine: decode and prefill of a checkpoint against the limits of this machine, measured in
  * the same run. A row's limit is what the machine owes: tokens a second if the step took no longer
  * than reading its bytes at the measured read bandwidth, or its FLOPs at the measured peak,
- * whichever is longer (bench_roofline.h says how both are counted). Each round of a case is
- * preceded by a round of the limits; the fraction is the median over the rounds.
+ * whichever is longer (bench_roofline.h says how both are counted). Each round of a case stands
+ * between two rounds of the limits, and is held to their mean; the fraction is the median over the
+ * rounds.
  *
  * The KV of a long context is not computed: pages of a prompt that was are copied until the context
  * is full, which costs a step the same. Tokens are random, so that every step wants other experts.
@@ -23,7 +24,7 @@
 #include "deploy/baton/bench_roofline.h"
 #include "deploy/baton/bench_table.h"
 
-enum { ROUNDS = 5, LIST_MAX = 8, SLACK_TOKENS = 4096, SEED_TOKENS = 1024 };
+enum { ROUNDS = 9, LIST_MAX = 8, SLACK_TOKENS = 4096, SEED_TOKENS = 1024 };
 
 struct list {
     int n, at[LIST_MAX], most;
@@ -144,13 +145,16 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
     struct engine_bench *b = m->b;
     double value[ROUNDS], limit[ROUNDS], fraction[ROUNDS];
     double tokens = c->n_prefill > 0 ? c->n_prefill : c->batch;
+    double before = 0;
+    int n_rounds = 0;
+    uint64_t begun = clock_now_ns();
     struct bench_row row = {.threads = pool_threads(m->pool), .unit = "tok/s"};
     const char *by = "";
     int64_t step = 0;
 
     for (int round = -1; round < ROUNDS; round++) { /* the first one warms up */
-        double read = bench_limit_read(&b->limits, m->pool);
-        double peak = bench_limit_flops(&b->limits, m->pool);
+        if (round > 0 && seconds_since(begun) > 2 * b->seconds)
+            break; /* long ones have few rounds */
         uint64_t start = clock_now_ns();
         int64_t n = 0;
 
@@ -163,11 +167,17 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
                 return st->code;
             n++;
         } while (round >= 0 && seconds_since(start) < b->seconds / ROUNDS);
-        if (round < 0)
-            continue;
-        value[round] = tokens * (double)n / seconds_since(start);
-        limit[round] = tokens / owed(c->bytes, read, c->flops, peak, &by);
-        fraction[round] = value[round] / limit[round];
+        double seconds = seconds_since(start);
+        double after = owed(c->bytes, bench_limit_read(&b->limits, m->pool), c->flops,
+                            bench_limit_flops(&b->limits, m->pool), &by);
+
+        if (round >= 0) {
+            value[round] = tokens * (double)n / seconds;
+            limit[round] = tokens / ((before + after) / 2);
+            n_rounds = round + 1;
+            fraction[round] = value[round] / limit[round];
+        }
+        before = after;
     }
     snprintf(row.name, sizeof(row.name), c->n_prefill > 0 ? "prefill" : "decode");
     if (c->n_prefill > 0)
@@ -176,9 +186,9 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
     else
         snprintf(row.shape, sizeof(row.shape), "batch %d, context %lld, owed by %s", c->batch,
                  (long long)c->context, by);
-    row.value = bench_median(value, ROUNDS);
-    row.limit = bench_median(limit, ROUNDS);
-    row.fraction = bench_median(fraction, ROUNDS);
+    row.value = bench_median(value, n_rounds);
+    row.limit = bench_median(limit, n_rounds);
+    row.fraction = bench_median(fraction, n_rounds);
     bench_table_add(&b->table, &row);
     return status_ok(st);
 }

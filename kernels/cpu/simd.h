@@ -9,6 +9,7 @@
 #define BATON_KERNELS_CPU_SIMD_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 

@@ -117,14 +117,24 @@ static void mix_item(void *arg, int64_t item, struct cpu_part *part)
     const uint16_t *s[ITEM_TOKENS], *at[ITEM_TOKENS];
     float sum[ITEM_TOKENS][FN_ROWS][VF_LANES] = {0};
     const float *fn = job->fn + j0 * n;
+    float near[FN_ROWS * CHUNK]; /* a chunk of fn's rows: apart as they lie, all of them and the
+                                  * streams too would fall into the same sets of L1 */
 
     (void)part;
     for (int i = 0; i < n_tokens; i++)
         s[i] = stream(job, t0 + i);
     for (int64_t c = 0; c < n; c += CHUNK) {
+        int64_t some = n - c < CHUNK ? n - c : CHUNK;
+
         for (int i = 0; i < n_tokens; i++)
             at[i] = s[i] + c;
-        mix_chunk(sum, at, fn + c, n, n - c < CHUNK ? n - c : CHUNK, n_tokens, n_rows);
+        if (n_tokens < TOKENS) {
+            mix_chunk(sum, at, fn + c, n, some, n_tokens, n_rows);
+            continue;
+        }
+        for (int j = 0; j < n_rows; j++)
+            memcpy(near + j * CHUNK, fn + j * n + c, (size_t)some * sizeof(*near));
+        mix_chunk(sum, at, near, CHUNK, some, n_tokens, n_rows);
     }
     for (int i = 0; i < n_tokens; i++) {
         float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
