@@ -142,6 +142,14 @@ VF_INLINE vf vf_pow2(vf n)
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 
+/* x * 2^n for whole n; x of 1 .. 2, n in [-128, 128]: in two steps */
+VF_INLINE vf vf_scale2(vf x, vf n)
+{
+    vf half = vf_round_even(n * vf_set1(0.5f));
+
+    return x * vf_pow2(half) * vf_pow2(n - half);
+}
+
 /* a < b ? yes : no */
 VF_INLINE vf vf_select_less(vf a, vf b, vf yes, vf no)
 {
@@ -216,6 +224,11 @@ VF_INLINE vi vi_gather(const uint8_t *base, int stride)
 
     return _mm256_i32gather_epi32((const void *)base,
                                   _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 1);
+}
+
+VF_INLINE vi vi_load(const void *p)
+{
+    return _mm256_loadu_si256(p);
 }
 
 VF_INLINE void vi_store(uint8_t *p, vi x)

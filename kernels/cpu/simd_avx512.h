@@ -68,6 +68,9 @@ VF_INLINE __m512i vf_bf16_bits(vf x)
 
 VF_INLINE __m256i vf_narrow(vf x)
 {
+    /* VCVTNEPS2BF16 flushes denormals and is right about all else. */
+    if (__builtin_expect(_mm512_fpclass_ps_mask(x, 0x20) == 0, 1))
+        return (__m256i)_mm512_cvtneps_pbh(x);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(vf_bf16_bits(x), 16));
 }
 
@@ -128,11 +131,10 @@ VF_INLINE vf vf_round_even(vf x)
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* 2^n for whole n in [-126, 127] */
-VF_INLINE vf vf_pow2(vf n)
+/* x * 2^n for whole n; x of 1 .. 2, n in [-128, 128] */
+VF_INLINE vf vf_scale2(vf x, vf n)
 {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    return _mm512_scalef_ps(x, n);
 }
 
 /* a < b ? yes : no */
@@ -205,6 +207,11 @@ VF_INLINE vi vi_gather(const uint8_t *base, int stride)
     const vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 
     return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 1);
+}
+
+VF_INLINE vi vi_load(const void *p)
+{
+    return _mm512_loadu_si512(p);
 }
 
 VF_INLINE void vi_store(uint8_t *p, vi x)
