@@ -75,6 +75,9 @@ struct kernel_env {
     void (*parallel)(void *pool, void (*fn)(void *arg, int part, int n_parts), void *arg);
     void *pool;    /* first argument of parallel */
     int n_threads; /* how many parts parallel() makes */
+    /* Matrices stay where src->data is and are put into kernel order a piece at a time when they
+     * are used: slower, for when memory is short. Same bits. A backend may ignore it. */
+    bool as_mapped;
 };
 
 /* ---- weights ------------------------------------------------------------------------------- */

@@ -70,7 +70,10 @@ static enum status_code open_kernels(struct rank *r, const struct model_options 
         return status_set(st, ST_INVALID, "device '%s': this build has cpu", opt->device);
     if (pick_isa(opt->cpu_isa, &isa, st) != ST_OK || pool_new(n_threads, &r->pool, st) != ST_OK)
         return st->code;
-    env = (struct kernel_env){run_pool, r->pool, pool_threads(r->pool)};
+    env = (struct kernel_env){.parallel = run_pool,
+                              .pool = r->pool,
+                              .n_threads = pool_threads(r->pool),
+                              .as_mapped = opt->no_repack};
     if (kernels_open_cpu(&r->kernels, isa, &dims, &env) != 0)
         return status_set(st, ST_INVALID, "cpu backend: %s", r->kernels.error);
     r->kernels_open = true;

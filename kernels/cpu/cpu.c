@@ -126,10 +126,11 @@ static void cpu_free(struct cpu *c)
     if (c == NULL)
         return;
     for (int i = 0; c->parts != NULL && i < c->n_parts; i++) {
-        if (c->parts[i] != NULL)
+        if (c->parts[i] != NULL) {
             free(c->parts[i]->acc);
-        if (c->parts[i] != NULL)
             free(c->parts[i]->keys);
+            free(c->parts[i]->packed);
+        }
         free(c->parts[i]);
     }
     free(c->parts);
@@ -248,6 +249,7 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
                  env->n_threads);
         return -1;
     }
+    c->as_mapped = env->as_mapped;
     fill(c, &levels[isa]);
     k->ops = &c->ops;
     k->self = c;

@@ -25,7 +25,10 @@ enum {
     CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
     CPU_HEADS_BLOCK = 64,  /* query heads of one item of attention, at most */
     CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
-    CPU_PANELS = 16        /* weight.layout of packed weights; others are kernels/ref's */
+    /* weight.layout; others are kernels/ref's */
+    CPU_PANELS = 16, /* packed */
+    CPU_MAPPED,      /* data and scale as the checkpoint has them: packed by cpu_panel() */
+    CPU_MAPPED_F32   /* the same, scales in f32 */
 };
 
 /* Memory of one thread (part). Aligned to 64. */
@@ -34,8 +37,9 @@ struct cpu_part {
     float out[4][CPU_ROWS_BLOCK * PANEL_ROWS]; /* results of one item, by up to four panels */
     const uint16_t *x[CPU_ROWS_BLOCK];         /* rows of an item */
     float *acc;                                /* [max_rows][PANEL_ROWS] */
-    uint8_t *
-        keys; /* attention's and the indexer's, see simd_attention.c, simd_index.c; aligned to 64 */
+    uint8_t *keys;   /* attention's and the indexer's, see simd_attention.c, simd_index.c; aligned
+                      * to 64 */
+    uint8_t *packed; /* one panel of a mapped weight, then its scales; aligned to 64 */
 };
 
 /* Row functions of an ISA (simd_rows.c). n: any number >= 0; no alignment needed. */
@@ -62,6 +66,8 @@ struct cpu {
     struct cpu_part **parts; /* [n_parts] */
     int n_parts;
     struct cpu_arena *arena; /* packed weights */
+    bool as_mapped;          /* weights stay mapped */
+    size_t packed_bytes;     /* of part->packed: the largest panel's */
     /* moe.c: a slot is a (token, expert) pair; slots are sorted by expert, then token. The shared
      * expert's T slots come first. */
     int32_t *slot_token;   /* [max_rows * (n_active + 1)] */
@@ -124,6 +130,11 @@ void cpu_arena_give(struct cpu_arena *a, void *p);
 /* ---- operations, by file ---- */
 
 void cpu_weight_fill(struct kernel_ops *ops);
+/** Panel i of a matrix; of a mapped one a copy in part->packed, until the part's next call. */
+struct panel cpu_panel(const struct cpu *c, const struct weight *w, int64_t i,
+                       struct cpu_part *part);
+/** Whether w is a matrix that cpu_panel() knows. */
+bool cpu_is_matrix(const struct weight *w);
 void cpu_linear_fill(struct kernel_ops *ops);
 void cpu_moe_fill(struct kernel_ops *ops);
 void cpu_gate_fill(struct kernel_ops *ops);
