@@ -24,6 +24,7 @@
 enum {
     CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
     CPU_HEADS_BLOCK = 64,  /* query heads of one item of attention, at most */
+    CPU_NODES = 16,        /* NUMA nodes that are told apart */
     CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
     /* weight.layout; others are kernels/ref's */
     CPU_PANELS = 16, /* packed */
@@ -64,7 +65,8 @@ struct cpu {
     /* panel_pack(), faster */
     void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
     struct cpu_part **parts; /* [n_parts] */
-    int n_parts;
+    int n_parts, n_nodes;
+    uint8_t *part_node;      /* [n_parts] */
     struct cpu_arena *arena; /* packed weights */
     bool as_mapped;          /* weights stay mapped */
     size_t packed_bytes;     /* of part->packed: the largest panel's */
@@ -118,6 +120,10 @@ typedef void (*cpu_item_fn)(void *arg, int64_t item, struct cpu_part *part);
 
 /** Runs items 0 .. n_items - 1, each once, on all threads; returns when all are done. */
 void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg);
+/** The same when item i works on panel i % n_panels of its weights: the threads of a NUMA node take
+ * the panels that they packed, and others' when these are done. n_items: a multiple of n_panels. */
+void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_item_fn run,
+                    void *arg);
 
 /* ---- arena.c ---- */
 

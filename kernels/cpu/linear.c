@@ -98,7 +98,8 @@ static void run_linear(struct kernels *k, struct linear_job *job)
     assert(cpu_is_matrix(job->w));
     job->cpu = cpu_of(k);
     job->n_panels = (job->w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    cpu_run(k, job->n_panels * ((job->T + CPU_ROWS_BLOCK - 1) / CPU_ROWS_BLOCK), linear_item, job);
+    cpu_run_panels(k, job->n_panels * ((job->T + CPU_ROWS_BLOCK - 1) / CPU_ROWS_BLOCK),
+                   job->n_panels, linear_item, job);
 }
 
 static void cpu_linear_q(struct kernels *k, struct dev_ptr y, struct dev_ptr xq,

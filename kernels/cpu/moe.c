@@ -187,7 +187,7 @@ static void run_moe(struct kernels *k, struct moe_job *job, struct dev_ptr ids,
         job->n_up +=
             (int64_t)row_blocks(job->cpu->expert_start[e + 1] - job->cpu->expert_start[e]) *
             job->n_blocks;
-    cpu_run(k, job->n_up, up_item, job);
+    cpu_run_panels(k, job->n_up, job->n_blocks, up_item, job);
     cpu_run(k, (job->d + PANEL_ROWS - 1) / PANEL_ROWS, down_item, job);
 }
 

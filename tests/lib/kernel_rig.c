@@ -43,6 +43,12 @@ static void run_pool(void *pool, void (*fn)(void *, int, int), void *arg)
     pool_run(pool, fn, arg);
 }
 
+static int node_of(void *pool, int part)
+{
+    (void)pool;
+    return part % 2;
+}
+
 static bool open_rig(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads,
                      bool as_mapped)
 {
@@ -54,8 +60,12 @@ static bool open_rig(struct rig *r, enum cpu_isa isa, const struct kernel_dims *
         return false;
     }
     assert_int_equal(pool_new(n_threads, &r->pool, &st), ST_OK);
-    struct kernel_env env = {
-        .parallel = run_pool, .pool = r->pool, .n_threads = n_threads, .as_mapped = as_mapped};
+    struct kernel_env env = {.parallel = run_pool,
+                             .pool = r->pool,
+                             .n_threads = n_threads,
+                             .n_nodes = n_threads > 2 ? 2 : 1, /* three threads: two nodes */
+                             .node_of = node_of,
+                             .as_mapped = as_mapped};
 
     if (kernels_open_cpu(&r->k, isa, dims, &env) != 0)
         fail_msg("kernels_open_cpu: %s", r->k.error);
