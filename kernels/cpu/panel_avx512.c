@@ -30,15 +30,6 @@ static const uint16_t fp4_bf16[32] __attribute__((aligned(64))) = {
 static const float fp4_f32[16] __attribute__((aligned(64))) = {
     0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
 
-/* Nibble i of each word, down to its lowest bits. A product's upper half is a shift too, and Zen 4
- * has other ports for it than those that shift and permute: one in four, not to crowd the dots
- * there. */
-INLINE __m512i fp4_shift(__m512i codes, int i)
-{
-    return i < 3 ? _mm512_srli_epi16(codes, 4 * i)
-                 : _mm512_mulhi_epu16(codes, _mm512_set1_epi16(1 << 4));
-}
-
 /* Codes into a register, once: gcc would rather repeat the load in every shift, and a line that is
  * still on its way from memory makes each of them wait and retry. */
 INLINE __m512i load_codes(const uint8_t *at)
@@ -47,6 +38,22 @@ INLINE __m512i load_codes(const uint8_t *at)
 
     __asm__("" : "+v"(c));
     return c;
+}
+
+/* 8 columns of 16 rows to bf16 pairs: nibble i of each word, shifted to its lowest bits, indexes
+ * the table (the bits above are ignored). Shifts and permutes compete for two ports on Zen 4, so a
+ * shift by 8 is a load one byte further on; and where no dots want the ports of products (alone),
+ * a shift by 4 is the upper half of one. */
+INLINE void fp4_decode(const uint8_t *codes, __m512i table, __m512i pair[4], const bool alone)
+{
+    __m512i low = load_codes(codes), high = load_codes(codes + 1);
+
+    pair[0] = _mm512_permutexvar_epi16(low, table);
+    pair[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(low, 4), table);
+    pair[2] = _mm512_permutexvar_epi16(high, table);
+    high =
+        alone ? _mm512_mulhi_epu16(high, _mm512_set1_epi16(1 << 12)) : _mm512_srli_epi16(high, 4);
+    pair[3] = _mm512_permutexvar_epi16(high, table);
 }
 
 /* 64 codes: bf16 pairs of columns (0, 1) and (2, 3) of 16 rows. */
@@ -219,14 +226,15 @@ INLINE void few_fp4(float *out, const struct panel *p, const uint16_t *const *x,
         {
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
-                __m512i c = load_codes(at + j * 256 + b * 64);
-
                 if (fma) {
-                    few_fp4_fma(s[b], c, table_f32, &rows, 8 * j, n_x);
+                    few_fp4_fma(s[b], load_codes(at + j * 256 + b * 64), table_f32, &rows, 8 * j,
+                                n_x);
                 } else {
+                    __m512i w[4];
+
+                    fp4_decode(at + j * 256 + b * 64, table, w, false);
                     UNROLL for (int i = 0; i < 4; i++)
-                        few_step(s[b], _mm512_permutexvar_epi16(fp4_shift(c, i), table), &rows,
-                                 8 * j + 2 * i, n_x, false);
+                        few_step(s[b], w[i], &rows, 8 * j + 2 * i, n_x, false);
                 }
             }
         }
@@ -356,12 +364,14 @@ INLINE void decode_fp4(struct panel_scratch *scratch, const uint8_t *at, int n, 
         for (int j = 0; j < 4; j++) {
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
-                __m512i c = load_codes(at + j * 256 + b * 64);
+                const uint8_t *codes = at + j * 256 + b * 64;
                 int pair = g * 16 + j * 4;
 
-                UNROLL for (int i = 0; i < 4; i++)
-                {
-                    if (fma) {
+                if (fma) {
+                    __m512i c = load_codes(codes);
+
+                    UNROLL for (int i = 0; i < 4; i++)
+                    {
                         float *to = scratch->w + (pair + i) * 2 * PANEL_ROWS + b * LANES;
 
                         _mm512_store_ps(
@@ -369,10 +379,12 @@ INLINE void decode_fp4(struct panel_scratch *scratch, const uint8_t *at, int n, 
                         _mm512_store_ps(
                             to + PANEL_ROWS,
                             _mm512_permutexvar_ps(_mm512_srli_epi32(c, 4 * i), table_f32));
-                    } else {
-                        put_pair(scratch, pair + i, b,
-                                 _mm512_permutexvar_epi16(fp4_shift(c, i), table), false);
                     }
+                } else {
+                    __m512i w[4];
+
+                    fp4_decode(codes, table, w, true);
+                    UNROLL for (int i = 0; i < 4; i++) put_pair(scratch, pair + i, b, w[i], false);
                 }
             }
         }
