@@ -75,6 +75,13 @@ struct kernel_env {
     void (*parallel)(void *pool, void (*fn)(void *arg, int part, int n_parts), void *arg);
     void *pool;    /* first argument of parallel */
     int n_threads; /* how many parts parallel() makes */
+    /* NUMA: how many nodes the parts are on, and which each is; NULL: one. A part takes the work
+     * of its node first, and its node's memory holds the weights of that work. */
+    int n_nodes;
+    int (*node_of)(void *pool, int part);
+    /* Matrices stay where src->data is and are put into kernel order a piece at a time when they
+     * are used: slower, for when memory is short. Same bits. A backend may ignore it. */
+    bool as_mapped;
 };
 
 /* ---- weights ------------------------------------------------------------------------------- */

@@ -31,6 +31,8 @@ struct model_options {
     int max_batch_seqs;
     int max_context;    /* tokens of one sequence, at most */
     int max_logit_rows; /* rows of logits of one forward, at most */
+    bool pin_threads;   /* each to a CPU of its own: only when this process has them to itself */
+    bool no_repack;     /* weights are used as mapped: starts at once, runs slower; same bits */
     int tp_size;        /* ranks that share the model (shard.h); 0: one. The bits are the same */
     /* Called once when the group of ranks has failed, by the thread that found it; every forward
      * fails from then on, and a rank may be stuck in the model's memory for ever: the process

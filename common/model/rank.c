@@ -11,6 +11,11 @@ static void run_pool(void *pool, void (*fn)(void *arg, int part, int n_parts), v
     pool_run(pool, fn, arg);
 }
 
+static int node_of(void *pool, int part)
+{
+    return pool_node(pool, part);
+}
+
 static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct status *st)
 {
     static const char *const names[] = {"ref", "avx2", "avx512"};
@@ -68,9 +73,15 @@ static enum status_code open_kernels(struct rank *r, const struct model_options 
 
     if (opt->device != NULL && strcmp(opt->device, "cpu") != 0)
         return status_set(st, ST_INVALID, "device '%s': this build has cpu", opt->device);
-    if (pick_isa(opt->cpu_isa, &isa, st) != ST_OK || pool_new(n_threads, &r->pool, st) != ST_OK)
+    if (pick_isa(opt->cpu_isa, &isa, st) != ST_OK ||
+        pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
         return st->code;
-    env = (struct kernel_env){run_pool, r->pool, pool_threads(r->pool)};
+    env = (struct kernel_env){.parallel = run_pool,
+                              .pool = r->pool,
+                              .n_threads = pool_threads(r->pool),
+                              .n_nodes = pool_nodes(r->pool),
+                              .node_of = node_of,
+                              .as_mapped = opt->no_repack};
     if (kernels_open_cpu(&r->kernels, isa, &dims, &env) != 0)
         return status_set(st, ST_INVALID, "cpu backend: %s", r->kernels.error);
     r->kernels_open = true;

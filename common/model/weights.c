@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/base/clock.h"
 #include "common/base/log.h"
 
 /* What a tensor may be stored as. */
@@ -28,8 +29,26 @@ struct loader {
     struct kernels *k; /* NULL: check only */
     bool *used;        /* [tensors] */
     uint64_t bytes, class_bytes[WEIGHT_CLASSES];
+    uint64_t total;           /* bytes of the checkpoint's tensors */
+    uint64_t seen;            /* those of them that are done, used or not */
+    uint64_t begun, reported; /* ns */
     struct status *st;
 };
+
+enum { REPORT_NS = 2000000000 };
+
+/* A line every two seconds: loading a release takes minutes. */
+static void report(struct loader *l)
+{
+    uint64_t now = clock_now_ns();
+    double done = (double)l->seen * 1e-9, seconds = (double)(now - l->begun) * 1e-9;
+
+    if (now - l->reported < REPORT_NS || l->shard->rank != 0)
+        return;
+    l->reported = now;
+    log_info("weights: %.1f of %.1f GB (%.0f %%), %.2f GB/s", done, (double)l->total * 1e-9,
+             1e11 * done / (double)l->total, done / seconds);
+}
 
 /* ---- one tensor ---- */
 
@@ -65,6 +84,8 @@ static const struct tensor *find(struct loader *l, const char *name)
     uint64_t bytes = l->skip ? 0 : l->cut ? t->bytes / (uint64_t)l->shard->n_ranks : t->bytes;
 
     l->bytes += bytes;
+    l->seen += t->bytes;
+    report(l);
     l->class_bytes[class_of(name)] += bytes;
     return t;
 }
@@ -473,9 +494,13 @@ enum status_code weights_load(const struct safetensors *s, const struct model_co
     struct shard whole = shard_make(c, 0, 1);
     struct weights *w = calloc(1, sizeof(*w));
     struct loader l = {.s = s, .c = c, .shard = shard != NULL ? shard : &whole, .k = k, .st = st};
+    const struct tensor *all;
     size_t n;
 
-    safetensors_all(s, &n);
+    all = safetensors_all(s, &n);
+    for (size_t i = 0; i < n; i++)
+        l.total += all[i].bytes;
+    l.begun = l.reported = clock_now_ns();
     l.used = calloc(n + 1, sizeof(*l.used));
     if (w != NULL) {
         w->k = k;
@@ -567,7 +592,7 @@ void weights_free(struct weights *w)
 
 /* ---- fingerprint ---- */
 
-enum { SAMPLES = 16, SAMPLE_BYTES = 64 };
+enum { SAMPLES = 16, SAMPLE_BYTES = 64, SAMPLED_TENSORS = 64 };
 
 static uint64_t hash(uint64_t h, const void *data, size_t n)
 {
@@ -578,13 +603,17 @@ static uint64_t hash(uint64_t h, const void *data, size_t n)
     return h;
 }
 
-/* Samples spread over the tensor, both ends included: reading all bytes would read the disk twice.
- */
 static uint64_t hash_tensor(uint64_t h, const struct tensor *t)
 {
     h = hash(h, t->name, strlen(t->name) + 1);
     h = hash(h, &t->dtype, sizeof(t->dtype));
-    h = hash(h, t->shape, sizeof(t->shape));
+    return hash(h, t->shape, sizeof(t->shape));
+}
+
+/* Samples spread over the tensor, both ends included: reading all bytes would read the disk twice.
+ */
+static uint64_t hash_samples(uint64_t h, const struct tensor *t)
+{
     if (t->bytes <= (uint64_t)SAMPLES * SAMPLE_BYTES)
         return hash(h, t->data, t->bytes);
     for (uint64_t i = 0; i < SAMPLES; i++)
@@ -597,8 +626,13 @@ uint64_t weights_fingerprint(const struct safetensors *s, const struct model_con
     uint64_t h = hash(0xCBF29CE484222325u, c, sizeof(*c));
     size_t n;
     const struct tensor *t = safetensors_all(s, &n);
+    size_t step;
 
     for (size_t i = 0; i < n; i++)
         h = hash_tensor(h, &t[i]);
+    /* Some of many tensors: a release has 70,000, and each sample may wait for the disk. */
+    step = n / SAMPLED_TENSORS + 1;
+    for (size_t i = 0; i < n; i += step)
+        h = hash_samples(h, &t[i]);
     return h;
 }

@@ -55,6 +55,12 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "highest instruction set used; ref is the exact, slow reference"},
         {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
          .help = "kernel threads; 0: one per CPU"},
+        {"pin-threads", FLAG_BOOL, &o->pin_threads,
+         .help = "keep each kernel thread on one CPU: for a worker that has its CPUs to itself; "
+                 "threads stay on their NUMA node in any case"},
+        {"no-repack", FLAG_BOOL, &o->no_repack,
+         .help = "leave weights as the checkpoint has them: starts at once and takes no memory "
+                 "beside the page cache, but runs slower; the tokens are the same"},
         {"tp-size", FLAG_INT, &o->tp_size, 1, COMM_RANKS_MAX, .arg = "N",
          .help =
              "ranks that share the model, threads of this process; the tokens are the same, and "
@@ -275,6 +281,8 @@ static enum status_code open_model(struct worker *w, struct status *st)
         .device = w->opt.device,
         .cpu_isa = w->opt.cpu_isa,
         .n_threads = (int)w->opt.threads,
+        .no_repack = w->opt.no_repack,
+        .pin_threads = w->opt.pin_threads,
         .tp_size = (int)w->opt.tp_size,
         .on_group_failure = on_group_failure,
         .on_group_failure_arg = w,

@@ -433,7 +433,7 @@ static int bench_streams(struct kernel_bench *b)
             if (h.T == 1)
                 b->measure(b, "hc_read", shape, LIMIT_READ, 4.0 * n_fn * hc * d, run_hc_read, &h);
             else
-                b->measure(b, "hc_read", shape, LIMIT_DOT, 2.0 * t * n_fn * hc * d, run_hc_read,
+                b->measure(b, "hc_read", shape, LIMIT_FMA, 2.0 * t * n_fn * hc * d, run_hc_read,
                            &h);
         }
         if (wanted(b, "hc_write"))

@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 
 /* What a case is held against. */
-enum bench_limit { LIMIT_READ, LIMIT_DOT };
+enum bench_limit { LIMIT_READ, LIMIT_DOT, LIMIT_FMA };
 
 struct kernel_bench {
     struct kernels k;
@@ -21,7 +21,8 @@ struct kernel_bench {
     void *ctx; /* the caller's */
 
     /* Measures one case: calls run(arg, i) with i = 0, 1, ... and reports amount per second, amount
-     * in bytes (LIMIT_READ) or FLOPs of one call (LIMIT_DOT). */
+     * in bytes (LIMIT_READ) or FLOPs of one call (LIMIT_DOT: of
+     * numbers that bf16 holds; LIMIT_FMA: of f32). */
     void (*measure)(struct kernel_bench *b, const char *name, const char *shape,
                     enum bench_limit limit, double amount, void (*run)(void *arg, int64_t i),
                     void *arg);

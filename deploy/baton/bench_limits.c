@@ -80,6 +80,11 @@ static double flops_of(struct bench_limits *l, struct pool *pool,
     return (double)job.flops / seconds_since(start);
 }
 
+double bench_limit_fma(struct bench_limits *l, struct pool *pool)
+{
+    return flops_of(l, pool, cpu_limit_f32);
+}
+
 double bench_limit_flops(struct bench_limits *l, struct pool *pool)
 {
     double dot = flops_of(l, pool, cpu_limit_bf16), fma = flops_of(l, pool, cpu_limit_f32);

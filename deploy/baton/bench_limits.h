@@ -28,6 +28,9 @@ void bench_limits_close(struct bench_limits *l);
 /** Bytes a second, over a quarter of the memory: the one that was read longest ago. */
 double bench_limit_read(struct bench_limits *l, struct pool *pool);
 
+/** f32 FLOPs a second, of FMAs: the limit of what bf16 cannot hold. */
+double bench_limit_fma(struct bench_limits *l, struct pool *pool);
+
 /** FLOPs a second; about 2 x 20 ms. */
 double bench_limit_flops(struct bench_limits *l, struct pool *pool);
 

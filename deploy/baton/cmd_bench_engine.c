@@ -2,8 +2,9 @@
  * bench-engine: decode and prefill of a checkpoint against the limits of this machine, measured in
  * the same run. A row's limit is what the machine owes: tokens a second if the step took no longer
  * than reading its bytes at the measured read bandwidth, or its FLOPs at the measured peak,
- * whichever is longer (bench_roofline.h says how both are counted). Each round of a case is
- * preceded by a round of the limits; the fraction is the median over the rounds.
+ * whichever is longer (bench_roofline.h says how both are counted). Each round of a case stands
+ * between two rounds of the limits, and is held to their mean; the fraction is the median over the
+ * rounds.
  *
  * The KV of a long context is not computed: pages of a prompt that was are copied until the context
  * is full, which costs a step the same. Tokens are random, so that every step wants other experts.
@@ -20,10 +21,11 @@
 #include "common/base/log.h"
 #include "common/model/model.h"
 #include "deploy/baton/bench_limits.h"
+#include "deploy/baton/bench_load.h"
 #include "deploy/baton/bench_roofline.h"
 #include "deploy/baton/bench_table.h"
 
-enum { ROUNDS = 5, LIST_MAX = 8, SLACK_TOKENS = 4096, SEED_TOKENS = 1024 };
+enum { ROUNDS = 9, LIST_MAX = 8, SLACK_TOKENS = 4096, SEED_TOKENS = 1024 };
 
 struct list {
     int n, at[LIST_MAX], most;
@@ -33,7 +35,7 @@ struct engine_bench {
     const char *model_path, *cpu_isa, *svg;
     int64_t threads, footprint_mb, chunk;
     double seconds;
-    bool json;
+    bool json, load, no_repack;
     struct list batch, context, prefill;
     enum cpu_isa isa;
     struct bench_limits limits;
@@ -144,13 +146,16 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
     struct engine_bench *b = m->b;
     double value[ROUNDS], limit[ROUNDS], fraction[ROUNDS];
     double tokens = c->n_prefill > 0 ? c->n_prefill : c->batch;
+    double before = 0;
+    int n_rounds = 0;
+    uint64_t begun = clock_now_ns();
     struct bench_row row = {.threads = pool_threads(m->pool), .unit = "tok/s"};
     const char *by = "";
     int64_t step = 0;
 
     for (int round = -1; round < ROUNDS; round++) { /* the first one warms up */
-        double read = bench_limit_read(&b->limits, m->pool);
-        double peak = bench_limit_flops(&b->limits, m->pool);
+        if (round > 0 && seconds_since(begun) > 2 * b->seconds)
+            break; /* long ones have few rounds */
         uint64_t start = clock_now_ns();
         int64_t n = 0;
 
@@ -163,11 +168,17 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
                 return st->code;
             n++;
         } while (round >= 0 && seconds_since(start) < b->seconds / ROUNDS);
-        if (round < 0)
-            continue;
-        value[round] = tokens * (double)n / seconds_since(start);
-        limit[round] = tokens / owed(c->bytes, read, c->flops, peak, &by);
-        fraction[round] = value[round] / limit[round];
+        double seconds = seconds_since(start);
+        double after = owed(c->bytes, bench_limit_read(&b->limits, m->pool), c->flops,
+                            bench_limit_flops(&b->limits, m->pool), &by);
+
+        if (round >= 0) {
+            value[round] = tokens * (double)n / seconds;
+            limit[round] = tokens / ((before + after) / 2);
+            n_rounds = round + 1;
+            fraction[round] = value[round] / limit[round];
+        }
+        before = after;
     }
     snprintf(row.name, sizeof(row.name), c->n_prefill > 0 ? "prefill" : "decode");
     if (c->n_prefill > 0)
@@ -176,9 +187,9 @@ static enum status_code measure(struct bench_model *m, const struct engine_case 
     else
         snprintf(row.shape, sizeof(row.shape), "batch %d, context %lld, owed by %s", c->batch,
                  (long long)c->context, by);
-    row.value = bench_median(value, ROUNDS);
-    row.limit = bench_median(limit, ROUNDS);
-    row.fraction = bench_median(fraction, ROUNDS);
+    row.value = bench_median(value, n_rounds);
+    row.limit = bench_median(limit, n_rounds);
+    row.fraction = bench_median(fraction, n_rounds);
     bench_table_add(&b->table, &row);
     return status_ok(st);
 }
@@ -213,31 +224,41 @@ static enum status_code run_cases(struct bench_model *m, struct status *st)
 
 /* ---- opening ---- */
 
+static int most(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static struct model_options options_of(const struct engine_bench *b, int threads)
+{
+    int n_tokens = most(b->prefill.most, SEED_TOKENS);
+
+    return (struct model_options){.path = b->model_path,
+                                  .device = "cpu",
+                                  .cpu_isa = b->cpu_isa,
+                                  .n_threads = threads,
+                                  .no_repack = b->no_repack,
+                                  .max_batch_tokens = most((int)b->chunk, b->batch.most),
+                                  .max_batch_seqs = b->batch.most,
+                                  .max_logit_rows = b->batch.most,
+                                  .max_context = most(b->context.most + SLACK_TOKENS, n_tokens)};
+}
+
 static enum status_code open_model(struct bench_model *m, int threads, struct status *st)
 {
     struct engine_bench *b = m->b;
-    int rows = b->chunk > b->batch.most ? (int)b->chunk : b->batch.most;
-    int n_tokens = b->prefill.most > SEED_TOKENS ? b->prefill.most : SEED_TOKENS;
-    int context = b->context.most + SLACK_TOKENS;
-    struct model_options o = {.path = b->model_path,
-                              .device = "cpu",
-                              .cpu_isa = b->cpu_isa,
-                              .n_threads = threads,
-                              .max_batch_tokens = rows,
-                              .max_batch_seqs = b->batch.most,
-                              .max_logit_rows = b->batch.most};
+    struct model_options o = options_of(b, threads);
+    int n_tokens = most(b->prefill.most, SEED_TOKENS);
     uint64_t start = clock_now_ns();
 
-    context = context > n_tokens ? context : n_tokens;
-    o.max_context = context;
     if (pool_new(threads, &m->pool, st) != ST_OK || model_open(&o, &m->model, st) != ST_OK)
         return st->code;
     fprintf(stderr, "baton bench-engine: %s, %.2f GB of weights loaded in %.2f s\n",
             model_backend_name(m->model), (double)model_weight_bytes(m->model) * 1e-9,
             seconds_since(start));
-    m->n_pages = kv_pages_for((uint64_t)context);
+    m->n_pages = kv_pages_for((uint64_t)o.max_context);
     m->pages = malloc((size_t)b->batch.most * m->n_pages * sizeof(*m->pages));
-    m->tokens = malloc((size_t)(n_tokens > rows ? n_tokens : rows) * sizeof(*m->tokens));
+    m->tokens = malloc((size_t)most(n_tokens, o.max_batch_tokens) * sizeof(*m->tokens));
     m->spans = malloc((size_t)b->batch.most * sizeof(*m->spans));
     if (m->pages == NULL || m->tokens == NULL || m->spans == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a batch of %d", b->batch.most);
@@ -304,6 +325,11 @@ static enum status_code run_all(struct engine_bench *b, struct status *st)
         return status_set(st, ST_EXHAUSTED, "no memory for --footprint-mb %lld",
                           (long long)b->footprint_mb);
     bench_table_begin(&b->table, b->json);
+    if (b->load) {
+        struct model_options o = options_of(b, (int)b->threads);
+
+        return bench_load(&o, &b->table, st);
+    }
     if (b->threads > 0)
         return run_threads(b, (int)b->threads, st);
     if (run_threads(b, 1, st) != ST_OK)
@@ -331,6 +357,9 @@ int cmd_bench_engine(int argc, char **argv)
         {"footprint-mb", FLAG_INT, &b.footprint_mb, 16, 1 << 20, .arg = "MB",
          .help = "the read loop goes through this much: more than the last cache"},
         {"seconds", FLAG_FLOAT, &b.seconds, 0.001, 600, .arg = "S", .help = "time for each case"},
+        {"no-repack", FLAG_BOOL, &b.no_repack, .help = "use weights as mapped"},
+        {"load", FLAG_BOOL, &b.load,
+         .help = "measure loading instead, beside reading the files into memory"},
         {"json", FLAG_BOOL, &b.json, .help = "one JSON object a line"},
         {"svg", FLAG_STRING, &b.svg, .arg = "FILE", .help = "draw the shares too"},
         {0},

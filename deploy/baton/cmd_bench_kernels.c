@@ -1,7 +1,8 @@
 /*
  * bench-kernels: operations of the CPU backend against the limits of this machine, measured in the
- * same run: each round of a case is preceded by a round of its limit (a read loop over huge pages,
- * or arithmetic on registers: see bench_limits.h), and the fraction is the median over the rounds.
+ * same run: each round of a case stands between two rounds of its limit (a read loop over huge
+ * pages, or arithmetic on registers: see bench_limits.h) and is divided by their mean; the fraction
+ * is the median over the rounds. Rounds are short: a machine with neighbours changes its speed.
  */
 #include "deploy/baton/commands.h"
 
@@ -15,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ROUNDS = 7 };
+enum { ROUNDS = 15 };
 
 struct options {
     const char *cpu_isa, *only, *svg;
@@ -37,27 +38,42 @@ static double seconds_since(uint64_t start)
     return (double)(clock_now_ns() - start) * 1e-9;
 }
 
+static double limit_of(struct run *run, struct pool *pool, enum bench_limit kind)
+{
+    switch (kind) {
+    case LIMIT_READ:
+        return bench_limit_read(&run->limits, pool);
+    case LIMIT_FMA:
+        return bench_limit_fma(&run->limits, pool);
+    default:
+        return bench_limit_flops(&run->limits, pool);
+    }
+}
+
 static void measure(struct kernel_bench *b, const char *name, const char *shape,
                     enum bench_limit limit_kind, double amount, void (*run_case)(void *, int64_t),
                     void *arg)
 {
     struct run *run = b->ctx;
     double value[ROUNDS], limit[ROUNDS], fraction[ROUNDS], budget = run->opt.seconds / ROUNDS;
+    double before;
     struct bench_row row = {.threads = pool_threads(b->pool)};
     int64_t i = 0;
 
     run_case(arg, i++); /* pages in, threads awake */
+    before = limit_of(run, b->pool, limit_kind);
     for (int round = 0; round < ROUNDS; round++) {
         int64_t first = i;
-
-        limit[round] = limit_kind == LIMIT_READ ? bench_limit_read(&run->limits, b->pool)
-                                                : bench_limit_flops(&run->limits, b->pool);
         uint64_t start = clock_now_ns();
 
         do
             run_case(arg, i++);
         while (seconds_since(start) < budget);
         value[round] = amount * (double)(i - first) / seconds_since(start);
+        double after = limit_of(run, b->pool, limit_kind);
+
+        limit[round] = (before + after) / 2;
+        before = after;
         fraction[round] = value[round] / limit[round];
     }
     snprintf(row.name, sizeof(row.name), "%s", name);

@@ -22,6 +22,7 @@ enum { CHUNK_DEFAULT = 2048, TOKENS_FILE_MAX = 64 << 20 };
 
 struct logits_options {
     const char *model_path, *tokens, *tokens_file, *cpu_isa, *out;
+    bool no_repack;
     int64_t chunk, greedy, threads, tp_size;
 };
 
@@ -255,6 +256,7 @@ static enum status_code open_run(struct run *r, struct status *st)
         .device = "cpu",
         .cpu_isa = r->o->cpu_isa,
         .n_threads = (int)r->o->threads,
+        .no_repack = r->o->no_repack,
         .tp_size = (int)r->o->tp_size,
         .max_batch_seqs = 1,
     };
@@ -304,6 +306,8 @@ int cmd_logits(int argc, char **argv)
         {"cpu-isa", FLAG_CHOICE, &o.cpu_isa, .choices = "auto|ref|avx2|avx512",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &o.threads, 0, 1024, .arg = "N", .help = "0: one per CPU"},
+        {"no-repack", FLAG_BOOL, &o.no_repack,
+         .help = "use weights as mapped; the bits are the same"},
         {"tp-size", FLAG_INT, &o.tp_size, 1, COMM_RANKS_MAX, .arg = "N",
          .help = "ranks that share the model; the bits are the same"},
         {"out", FLAG_STRING, &o.out, .arg = "F.safetensors",

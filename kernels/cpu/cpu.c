@@ -39,38 +39,66 @@ enum cpu_isa kernels_cpu_best(void)
 
 /* ---- items of work ---- */
 
+/* What is left of a node's items; alone on its cache line. */
+struct queue {
+    _Alignas(64) _Atomic int64_t next;
+};
+
 struct items {
     struct cpu *cpu;
     cpu_item_fn run;
     void *arg;
-    int64_t n;
-    _Atomic int64_t next;
+    int64_t n, n_panels;
+    struct queue queues[CPU_NODES];
 };
+
+/* Takes what is left of the items of a node: those of panels [first, first + n). */
+static void run_queue(struct items *items, int node, struct cpu_part *part)
+{
+    int n_nodes = items->cpu->n_nodes;
+    int64_t first = items->n_panels * node / n_nodes;
+    int64_t n = items->n_panels * (node + 1) / n_nodes - first;
+    int64_t end = items->n / items->n_panels * n;
+
+    for (;;) {
+        /* Relaxed: items do not depend on each other, and parallel() orders what they wrote. */
+        int64_t i = atomic_fetch_add_explicit(&items->queues[node].next, 1, memory_order_relaxed);
+
+        if (i >= end)
+            return;
+        items->run(items->arg, i / n * items->n_panels + first + i % n, part);
+    }
+}
 
 static void run_part(void *arg, int part, int n_parts)
 {
     struct items *items = arg;
+    struct cpu *c = items->cpu;
 
-    assert(n_parts <= items->cpu->n_parts);
+    assert(n_parts <= c->n_parts);
     (void)n_parts;
-    for (;;) {
-        /* Relaxed: items do not depend on each other, and parallel() orders what they wrote. */
-        int64_t i = atomic_fetch_add_explicit(&items->next, 1, memory_order_relaxed);
+    for (int i = 0; i < c->n_nodes; i++) /* its own first, then what others have left */
+        run_queue(items, (c->part_node[part] + i) % c->n_nodes, c->parts[part]);
+}
 
-        if (i >= items->n)
-            return;
-        items->run(items->arg, i, items->cpu->parts[part]);
-    }
+void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_item_fn run,
+                    void *arg)
+{
+    struct items items = {
+        .cpu = cpu_of(k), .run = run, .arg = arg, .n = n_items, .n_panels = n_panels};
+
+    if (n_items == 0)
+        return;
+    assert(n_items % n_panels == 0);
+    if (n_items == 1 || k->env.parallel == NULL)
+        run_part(&items, 0, 1);
+    else
+        k->env.parallel(k->env.pool, run_part, &items);
 }
 
 void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg)
 {
-    struct items items = {.cpu = cpu_of(k), .run = run, .arg = arg, .n = n_items};
-
-    if (n_items <= 1 || k->env.parallel == NULL)
-        run_part(&items, 0, 1);
-    else
-        k->env.parallel(k->env.pool, run_part, &items);
+    cpu_run_panels(k, n_items, n_items, run, arg);
 }
 
 /* ---- what an ISA brings ---- */
@@ -126,13 +154,15 @@ static void cpu_free(struct cpu *c)
     if (c == NULL)
         return;
     for (int i = 0; c->parts != NULL && i < c->n_parts; i++) {
-        if (c->parts[i] != NULL)
+        if (c->parts[i] != NULL) {
             free(c->parts[i]->acc);
-        if (c->parts[i] != NULL)
             free(c->parts[i]->keys);
+            free(c->parts[i]->packed);
+        }
         free(c->parts[i]);
     }
     free(c->parts);
+    free(c->part_node);
     free(c->slot_token);
     free(c->slot_weight);
     free(c->slot_part);
@@ -174,6 +204,17 @@ static bool alloc_parts(struct cpu *c, const struct kernel_dims *d, const struct
             return false;
     }
     return true;
+}
+
+static bool place_parts(struct cpu *c, const struct kernel_env *env)
+{
+    c->n_nodes = env->node_of != NULL && env->n_nodes > 1 ? env->n_nodes : 1;
+    if (c->n_nodes > CPU_NODES)
+        c->n_nodes = CPU_NODES;
+    c->part_node = calloc((size_t)c->n_parts, sizeof(*c->part_node));
+    for (int i = 0; c->part_node != NULL && c->n_nodes > 1 && i < c->n_parts; i++)
+        c->part_node[i] = (uint8_t)(env->node_of(env->pool, i) % c->n_nodes);
+    return c->part_node != NULL;
 }
 
 /* Index scores for some tokens at a time: enough for every thread, and for 16 MB. */
@@ -242,12 +283,13 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
     c = calloc(1, sizeof(*c));
     if (c != NULL)
         c->n_parts = env->n_threads > 0 ? env->n_threads : 1;
-    if (c == NULL || !alloc_workspace(c, dims, &levels[isa])) {
+    if (c == NULL || !place_parts(c, env) || !alloc_workspace(c, dims, &levels[isa])) {
         cpu_free(c);
         snprintf(k->error, sizeof(k->error), "no memory for the workspace of %d threads",
                  env->n_threads);
         return -1;
     }
+    c->as_mapped = env->as_mapped;
     fill(c, &levels[isa]);
     k->ops = &c->ops;
     k->self = c;

@@ -24,8 +24,12 @@
 enum {
     CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
     CPU_HEADS_BLOCK = 64,  /* query heads of one item of attention, at most */
+    CPU_NODES = 16,        /* NUMA nodes that are told apart */
     CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
-    CPU_PANELS = 16        /* weight.layout of packed weights; others are kernels/ref's */
+    /* weight.layout; others are kernels/ref's */
+    CPU_PANELS = 16, /* packed */
+    CPU_MAPPED,      /* data and scale as the checkpoint has them: packed by cpu_panel() */
+    CPU_MAPPED_F32   /* the same, scales in f32 */
 };
 
 /* Memory of one thread (part). Aligned to 64. */
@@ -34,8 +38,9 @@ struct cpu_part {
     float out[4][CPU_ROWS_BLOCK * PANEL_ROWS]; /* results of one item, by up to four panels */
     const uint16_t *x[CPU_ROWS_BLOCK];         /* rows of an item */
     float *acc;                                /* [max_rows][PANEL_ROWS] */
-    uint8_t *
-        keys; /* attention's and the indexer's, see simd_attention.c, simd_index.c; aligned to 64 */
+    uint8_t *keys;   /* attention's and the indexer's, see simd_attention.c, simd_index.c; aligned
+                      * to 64 */
+    uint8_t *packed; /* one panel of a mapped weight, then its scales; aligned to 64 */
 };
 
 /* Row functions of an ISA (simd_rows.c). n: any number >= 0; no alignment needed. */
@@ -60,8 +65,11 @@ struct cpu {
     /* panel_pack(), faster */
     void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
     struct cpu_part **parts; /* [n_parts] */
-    int n_parts;
+    int n_parts, n_nodes;
+    uint8_t *part_node;      /* [n_parts] */
     struct cpu_arena *arena; /* packed weights */
+    bool as_mapped;          /* weights stay mapped */
+    size_t packed_bytes;     /* of part->packed: the largest panel's */
     /* moe.c: a slot is a (token, expert) pair; slots are sorted by expert, then token. The shared
      * expert's T slots come first. */
     int32_t *slot_token;   /* [max_rows * (n_active + 1)] */
@@ -112,6 +120,10 @@ typedef void (*cpu_item_fn)(void *arg, int64_t item, struct cpu_part *part);
 
 /** Runs items 0 .. n_items - 1, each once, on all threads; returns when all are done. */
 void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg);
+/** The same when item i works on panel i % n_panels of its weights: the threads of a NUMA node take
+ * the panels that they packed, and others' when these are done. n_items: a multiple of n_panels. */
+void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_item_fn run,
+                    void *arg);
 
 /* ---- arena.c ---- */
 
@@ -124,6 +136,11 @@ void cpu_arena_give(struct cpu_arena *a, void *p);
 /* ---- operations, by file ---- */
 
 void cpu_weight_fill(struct kernel_ops *ops);
+/** Panel i of a matrix; of a mapped one a copy in part->packed, until the part's next call. */
+struct panel cpu_panel(const struct cpu *c, const struct weight *w, int64_t i,
+                       struct cpu_part *part);
+/** Whether w is a matrix that cpu_panel() knows. */
+bool cpu_is_matrix(const struct weight *w);
 void cpu_linear_fill(struct kernel_ops *ops);
 void cpu_moe_fill(struct kernel_ops *ops);
 void cpu_gate_fill(struct kernel_ops *ops);

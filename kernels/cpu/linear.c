@@ -55,7 +55,7 @@ struct linear_job {
 static void linear_rows(struct linear_job *job, int64_t i, int t0, int n, int g, int64_t first,
                         int64_t end, struct cpu_part *part)
 {
-    struct panel p = panel_of(job->w, i);
+    struct panel p = cpu_panel(job->cpu, job->w, i, part);
     float *out = part->out[0];
     int64_t rows = job->w->rows;
 
@@ -95,10 +95,11 @@ static void linear_item(void *arg, int64_t item, struct cpu_part *part)
 
 static void run_linear(struct kernels *k, struct linear_job *job)
 {
-    assert(job->w->layout == CPU_PANELS);
+    assert(cpu_is_matrix(job->w));
     job->cpu = cpu_of(k);
     job->n_panels = (job->w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    cpu_run(k, job->n_panels * ((job->T + CPU_ROWS_BLOCK - 1) / CPU_ROWS_BLOCK), linear_item, job);
+    cpu_run_panels(k, job->n_panels * ((job->T + CPU_ROWS_BLOCK - 1) / CPU_ROWS_BLOCK),
+                   job->n_panels, linear_item, job);
 }
 
 static void cpu_linear_q(struct kernels *k, struct dev_ptr y, struct dev_ptr xq,

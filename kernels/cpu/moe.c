@@ -89,11 +89,11 @@ static void up_block(struct moe_job *job, int e, int block, int32_t first, int n
         part->x[i] = (const uint16_t *)(const void *)(job->xq + (size_t)c->slot_token[first + i] *
                                                                     cpu_xq_bytes(job->d));
     for (int half = 0; half < 2 && block * 2 + half < n_panels; half++) {
-        struct panel w1 = panel_of(&w->w1, block * 2 + half),
-                     w3 = panel_of(&w->w3, block * 2 + half);
+        struct panel p = cpu_panel(c, &w->w1, block * 2 + half, part);
 
-        c->panels->multiply(part->out[half], &w1, part->x, n, &part->panel);
-        c->panels->multiply(part->out[2 + half], &w3, part->x, n, &part->panel);
+        c->panels->multiply(part->out[half], &p, part->x, n, &part->panel);
+        p = cpu_panel(c, &w->w3, block * 2 + half, part);
+        c->panels->multiply(part->out[2 + half], &p, part->x, n, &part->panel);
     }
     for (int i = 0; i < n; i++) {
         for (int half = 0; half * PANEL_ROWS < cols; half++) {
@@ -145,7 +145,7 @@ static void down_item(void *arg, int64_t item, struct cpu_part *part)
     for (int e = 0; e <= job->n_experts; e++) {
         if (start[e] == start[e + 1])
             continue;
-        struct panel p = panel_of(&expert(job, e)->w2, item);
+        struct panel p = cpu_panel(c, &expert(job, e)->w2, item, part);
 
         for (int32_t first = start[e]; first < start[e + 1]; first += CPU_ROWS_BLOCK) {
             int n = start[e + 1] - first < CPU_ROWS_BLOCK ? start[e + 1] - first : CPU_ROWS_BLOCK;
@@ -187,7 +187,7 @@ static void run_moe(struct kernels *k, struct moe_job *job, struct dev_ptr ids,
         job->n_up +=
             (int64_t)row_blocks(job->cpu->expert_start[e + 1] - job->cpu->expert_start[e]) *
             job->n_blocks;
-    cpu_run(k, job->n_up, up_item, job);
+    cpu_run_panels(k, job->n_up, job->n_blocks, up_item, job);
     cpu_run(k, (job->d + PANEL_ROWS - 1) / PANEL_ROWS, down_item, job);
 }
 

@@ -10,6 +10,7 @@
  * 24 accumulators; the sums of earlier groups stay in memory (the caller's out), touched once a
  * group.
  */
+#include "kernels/cpu/fp8_avx512.h"
 #include "kernels/cpu/panel_chunks.h"
 
 #include <immintrin.h>
@@ -29,44 +30,6 @@ static const uint16_t fp4_bf16[32] __attribute__((aligned(64))) = {
 static const float fp4_f32[16] __attribute__((aligned(64))) = {
     0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
 
-/* High and low bytes of the bf16 of FP8 codes 0 .. 127; the last is NaN, the first 8 are subnormal
- * codes, normalised. */
-/* clang-format off */
-static const uint8_t fp8_high[128] __attribute__((aligned(64))) = {
-    0x00, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C,
-    0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D, 0x3D,
-    0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E, 0x3E,
-    0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F,
-    0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40,
-    0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
-    0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-    0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7F,
-};
-
-static const uint8_t fp8_low[128] __attribute__((aligned(64))) = {
-    0x00, 0x00, 0x80, 0xC0, 0x00, 0x20, 0x40, 0x60, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
-    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xC0,
-};
-/* clang-format on */
-
-struct fp8_tables {
-    __m512i high[2], low[2];
-};
-
-INLINE struct fp8_tables fp8_tables_load(void)
-{
-    return (struct fp8_tables){
-        {_mm512_load_si512(fp8_high), _mm512_load_si512(fp8_high + 64)},
-        {_mm512_load_si512(fp8_low), _mm512_load_si512(fp8_low + 64)},
-    };
-}
-
 /* Codes into a register, once: gcc would rather repeat the load in every shift, and a line that is
  * still on its way from memory makes each of them wait and retry. */
 INLINE __m512i load_codes(const uint8_t *at)
@@ -77,17 +40,26 @@ INLINE __m512i load_codes(const uint8_t *at)
     return c;
 }
 
+/* 8 columns of 16 rows to bf16 pairs: nibble i of each word, shifted to its lowest bits, indexes
+ * the table (the bits above are ignored). Shifts and permutes compete for two ports on Zen 4, so a
+ * shift by 8 is a load one byte further on; and where no dots want the ports of products (alone),
+ * a shift by 4 is the upper half of one. */
+INLINE void fp4_decode(const uint8_t *codes, __m512i table, __m512i pair[4], const bool alone)
+{
+    __m512i low = load_codes(codes), high = load_codes(codes + 1);
+
+    pair[0] = _mm512_permutexvar_epi16(low, table);
+    pair[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(low, 4), table);
+    pair[2] = _mm512_permutexvar_epi16(high, table);
+    high =
+        alone ? _mm512_mulhi_epu16(high, _mm512_set1_epi16(1 << 12)) : _mm512_srli_epi16(high, 4);
+    pair[3] = _mm512_permutexvar_epi16(high, table);
+}
+
 /* 64 codes: bf16 pairs of columns (0, 1) and (2, 3) of 16 rows. */
 INLINE void fp8_decode(const uint8_t *codes, const struct fp8_tables *t, __m512i pair[2])
 {
-    __m512i c = load_codes(codes);
-    __m512i high = _mm512_permutex2var_epi8(t->high[0], c, t->high[1]);
-    __m512i low = _mm512_permutex2var_epi8(t->low[0], c, t->low[1]);
-
-    /* high | (c & 0x80): the sign */
-    high = _mm512_ternarylogic_epi32(high, c, _mm512_set1_epi8((char)0x80), 0xF8);
-    pair[0] = _mm512_unpacklo_epi8(low, high);
-    pair[1] = _mm512_unpackhi_epi8(low, high);
+    fp8_to_bf16(load_codes(codes), t, pair);
 }
 
 /* f32 of 16 E8M0 bytes: 0 is 2^-127, 255 is NaN. */
@@ -135,7 +107,7 @@ INLINE void widen(float *out, const uint16_t *x, int n)
 
 /* ---- few x rows ------------------------------------------------------------------------------ */
 
-enum { FEW = 4, AHEAD = 768 /* bytes prefetched ahead of the codes being decoded */ };
+enum { FEW = 4, AHEAD = 2048 /* bytes prefetched ahead of the codes being decoded */ };
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {
@@ -212,14 +184,38 @@ INLINE void few_fp4_fma(__m512 *s, __m512i codes, __m512 table, const struct few
     }
 }
 
+/* The scales of one group, f32 of 16 rows each. Nearly all are between 1 and 254, where an E8M0
+ * byte is the exponent of an f32. */
+struct group_scales {
+    __m512 block[BLOCKS];
+};
+
+INLINE struct group_scales group_scales_load(const uint8_t *scale)
+{
+    __m512i odd = _mm512_add_epi8(_mm512_loadu_si512(scale), _mm512_set1_epi8(1));
+    struct group_scales s;
+
+    if (__builtin_expect(_mm512_cmple_epu8_mask(odd, _mm512_set1_epi8(1)) != 0, 0)) {
+        UNROLL for (int b = 0; b < BLOCKS; b++) s.block[b] = e8m0_f32(scale + b * LANES);
+    } else {
+        UNROLL for (int b = 0; b < BLOCKS; b++) s.block[b] = _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(scale + b * LANES))), 23));
+    }
+    return s;
+}
+
 INLINE void few_fp4(float *out, const struct panel *p, const uint16_t *const *x, const int n_x,
                     const bool fma)
 {
     const __m512i table = _mm512_load_si512(fp4_bf16);
     const __m512 table_f32 = _mm512_load_ps(fp4_f32);
     const uint8_t *at = p->data;
+    const bool in_registers = n_x <= 2; /* the sums of earlier groups; more have no room there */
+    __m512 y[BLOCKS][FEW];
     struct few_x rows;
 
+    if (in_registers)
+        few_clear(y, n_x);
     for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
         __m512 s[BLOCKS][FEW];
 
@@ -230,19 +226,33 @@ INLINE void few_fp4(float *out, const struct panel *p, const uint16_t *const *x,
         {
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
-                __m512i c = load_codes(at + j * 256 + b * 64);
-
                 if (fma) {
-                    few_fp4_fma(s[b], c, table_f32, &rows, 8 * j, n_x);
+                    few_fp4_fma(s[b], load_codes(at + j * 256 + b * 64), table_f32, &rows, 8 * j,
+                                n_x);
                 } else {
+                    __m512i w[4];
+
+                    fp4_decode(at + j * 256 + b * 64, table, w, false);
                     UNROLL for (int i = 0; i < 4; i++)
-                        few_step(s[b], _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4 * i), table),
-                                 &rows, 8 * j + 2 * i, n_x, false);
+                        few_step(s[b], w[i], &rows, 8 * j + 2 * i, n_x, false);
                 }
             }
         }
+        struct group_scales scales = group_scales_load(at + 1024);
+
         UNROLL for (int b = 0; b < BLOCKS; b++)
-            few_add(out + b * LANES, s[b], e8m0_f32(at + 1024 + b * LANES), true, n_x);
+        {
+            if (in_registers) {
+                UNROLL for (int t = 0; t < n_x; t++) y[b][t] =
+                    _mm512_fmadd_ps(s[b][t], scales.block[b], y[b][t]);
+            } else {
+                few_add(out + b * LANES, s[b], scales.block[b], true, n_x);
+            }
+        }
+    }
+    if (in_registers) {
+        UNROLL for (int b = 0; b < BLOCKS; b++) UNROLL for (int t = 0; t < n_x; t++)
+            _mm512_storeu_ps(out + t * PANEL_ROWS + b * LANES, y[b][t]);
     }
 }
 
@@ -354,12 +364,14 @@ INLINE void decode_fp4(struct panel_scratch *scratch, const uint8_t *at, int n, 
         for (int j = 0; j < 4; j++) {
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
-                __m512i c = load_codes(at + j * 256 + b * 64);
+                const uint8_t *codes = at + j * 256 + b * 64;
                 int pair = g * 16 + j * 4;
 
-                UNROLL for (int i = 0; i < 4; i++)
-                {
-                    if (fma) {
+                if (fma) {
+                    __m512i c = load_codes(codes);
+
+                    UNROLL for (int i = 0; i < 4; i++)
+                    {
                         float *to = scratch->w + (pair + i) * 2 * PANEL_ROWS + b * LANES;
 
                         _mm512_store_ps(
@@ -367,16 +379,19 @@ INLINE void decode_fp4(struct panel_scratch *scratch, const uint8_t *at, int n, 
                         _mm512_store_ps(
                             to + PANEL_ROWS,
                             _mm512_permutexvar_ps(_mm512_srli_epi32(c, 4 * i), table_f32));
-                    } else {
-                        put_pair(scratch, pair + i, b,
-                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(c, 4 * i), table),
-                                 false);
                     }
+                } else {
+                    __m512i w[4];
+
+                    fp4_decode(codes, table, w, true);
+                    UNROLL for (int i = 0; i < 4; i++) put_pair(scratch, pair + i, b, w[i], false);
                 }
             }
         }
-        UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_store_ps(
-            scratch->scale + g * PANEL_ROWS + b * LANES, e8m0_f32(at + 1024 + b * LANES));
+        struct group_scales scales = group_scales_load(at + 1024);
+
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+            _mm512_store_ps(scratch->scale + g * PANEL_ROWS + b * LANES, scales.block[b]);
     }
 }
 
@@ -447,6 +462,49 @@ INLINE void tile_dot(float *out, const uint8_t *w, const uint16_t *const *x, int
     tile_finish(out, s, scale, n_x);
 }
 
+enum { GROUP_TILE = 3, GROUP_PAIRS = PANEL_FP4_GROUP / 2 };
+
+/* FP4: a group is 16 pairs, too few for 24 sums to go through memory after each. Fewer rows leave
+ * room for both, the group's sums and those of all groups. */
+INLINE void tile_dot_groups(float *out, const uint8_t *w, const uint16_t *const *x, int n_groups,
+                            const float *scale, const int n_x)
+{
+    __m512 y[GROUP_TILE][BLOCKS];
+
+    UNROLL for (int i = 0; i < n_x; i++) UNROLL for (int b = 0; b < BLOCKS; b++) y[i][b] =
+        _mm512_loadu_ps(out + i * PANEL_ROWS + b * LANES);
+    for (int g = 0; g < n_groups; g++, scale += PANEL_ROWS) {
+        __m512 s[GROUP_TILE][BLOCKS];
+
+        UNROLL for (int i = 0; i < n_x; i++) UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] =
+            _mm512_setzero_ps();
+/* Twice: with more, gcc 12 moves the sums from register to register and loses a tenth. */
+#pragma GCC unroll 2
+        for (int k = 0; k < GROUP_PAIRS; k++) {
+            __m512i wk[BLOCKS];
+
+            UNROLL for (int b = 0; b < BLOCKS; b++) wk[b] =
+                _mm512_load_si512(w + k * 4 * PANEL_ROWS + 64 * b);
+            UNROLL for (int i = 0; i < n_x; i++)
+            {
+                __m512i xk = pair_of(x[i] + 2 * (g * GROUP_PAIRS + k));
+
+                UNROLL for (int b = 0; b < BLOCKS; b++) s[i][b] = dot(s[i][b], wk[b], xk);
+            }
+        }
+        w += GROUP_PAIRS * 4 * PANEL_ROWS;
+        UNROLL for (int b = 0; b < BLOCKS; b++)
+        {
+            __m512 factor = _mm512_load_ps(scale + b * LANES);
+
+            UNROLL for (int i = 0; i < n_x; i++) y[i][b] =
+                _mm512_fmadd_ps(s[i][b], factor, y[i][b]);
+        }
+    }
+    UNROLL for (int i = 0; i < n_x; i++) UNROLL for (int b = 0; b < BLOCKS; b++)
+        _mm512_storeu_ps(out + i * PANEL_ROWS + b * LANES, y[i][b]);
+}
+
 /* x: f32 [n_x][PANEL_CHUNK]. */
 INLINE void tile_fma(float *out, const float *w, const float *x, int n_pairs, const float *scale,
                      const int n_x)
@@ -477,6 +535,15 @@ INLINE void tile_fma(float *out, const float *w, const float *x, int n_pairs, co
 INLINE void tile_chunk(float *out, const struct chunk *c, const uint16_t *const *x, const float *xf,
                        const int n_x, const bool fma)
 {
+    if (!fma && c->group == PANEL_FP4_GROUP) {
+        const int first = n_x < GROUP_TILE ? n_x : GROUP_TILE;
+
+        tile_dot_groups(out, c->w, x, c->n_cols / PANEL_FP4_GROUP, c->scale, first);
+        if (n_x > first)
+            tile_dot_groups(out + first * PANEL_ROWS, c->w, x + first, c->n_cols / PANEL_FP4_GROUP,
+                            c->scale, n_x - first);
+        return;
+    }
     for (int g = 0, k = 0; k < c->n_cols; g++, k += c->group) {
         int n = c->n_cols - k < c->group ? c->n_cols - k : c->group;
         const float *scale = c->scale != NULL ? c->scale + g * PANEL_ROWS : NULL;

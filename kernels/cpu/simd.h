@@ -9,6 +9,7 @@
 #define BATON_KERNELS_CPU_SIMD_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -21,6 +22,16 @@
 #endif
 
 #define SIMD static inline __attribute__((always_inline))
+
+/* One vector. Not a loop for gcc to make memcpy of: inlined, that is a string instruction, which
+ * waits for each miss. */
+SIMD void vi_copy(void *to, const void *from)
+{
+    vi x = vi_load(from);
+
+    __asm__("" : "+x"(x));
+    vi_store(to, x);
+}
 
 /* Sum of the lanes: halves are added until one is left. */
 SIMD float vf_sum(vf x)
@@ -73,10 +84,7 @@ SIMD vf vf_exp(vf x)
     p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
     p = vf_fma(p, r * r, r) + vf_set1(1.f);
-    /* 2^n in two steps: n may be 128 */
-    vf half = vf_round_even(n * vf_set1(0.5f));
-
-    p = p * vf_pow2(half) * vf_pow2(n - half);
+    p = vf_scale2(p, n);
     p = vf_select_less(x, lo, vf_set1(0.f), p);
     p = vf_select_less(hi, x, vf_set1(__builtin_inff()), p);
     return vf_select_nan(x, x, p);

@@ -2,12 +2,15 @@
  * simd_attention: one token's attention over its window and its compressed entries, for a block of
  * heads.
  *
- * An item is (token, block of heads). Keys are decoded 16 at a time, from FP8 rows to f32 in L1,
- * twice: logits  lanes are heads: s[key][head] = sum over dims, ascending, of k[key][dim]
- * (broadcast) times q transposed [dim][head] softmax over the keys of each lane, the sink in the
- * denominator only values  lanes are dims: o[head][dim] += p[key][head] (broadcast, bf16 grid)
- * times k[key][dim], keys ascending FLOPs: 4 * keys * heads * D; decoding costs two of its passes
- * over keys * D, shared by the block.
+ * An item is (token, block of heads). Keys are decoded 64 at a time, from FP8 rows to elements for
+ * dot products (bf16 pairs, or f32 where the ISA has none), twice:
+ *   logits   lanes are heads: s[key][head] = sum over pairs of dims, ascending, of k (broadcast)
+ *            times q transposed, 128 dims at a time so that q stays in L1
+ *   softmax  over the keys of each lane, the sink in the denominator only
+ *   values   lanes are dims: o[head][dim] += sum over pairs of keys, ascending, of p (broadcast,
+ *            bf16 grid) times k, two keys zipped
+ * FLOPs: 4 * keys * heads * D. Beside them, per key and block: decoding it twice, about a tenth of
+ * 64 heads' products.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd_math.h"
@@ -16,11 +19,14 @@
 #include <assert.h>
 
 enum {
-    KEYS = 16,                           /* decoded at a time */
+    KEYS = 64,                           /* decoded at a time */
+    AHEAD = 8,                           /* rows asked for in advance: they lie anywhere */
     LOGIT_KEYS = VF_LANES == 16 ? 8 : 4, /* keys of a tile of logits */
     LOGIT_HEADS = 2,                     /* vectors of heads of one */
+    LOGIT_DIMS = 128,                    /* dims of a pass */
     VALUE_HEADS = 6,                     /* heads of a tile of values */
-    VALUE_DIMS = VF_LANES == 16 ? 4 : 2  /* vectors of dims of one */
+    VALUE_DIMS = VF_LANES == 16 ? 4 : 2, /* vectors of dims of one */
+    PAIRS = 2 * VF_LANES                 /* elements of a vector of pairs */
 };
 
 struct attention_job {
@@ -37,36 +43,49 @@ struct attention_job {
     int max_keys;
 };
 
-/* What an item works with, in part->keys. Heads are padded to whole vectors. */
+/* What an item works with, in part->keys. Heads are padded to whole vectors, rows to whole vectors
+ * of pairs. A lane block is VF_LANES heads. */
 struct work {
-    float *q;            /* [D][heads] */
-    float *o;            /* [heads][D] */
-    float *k;            /* [KEYS][D] */
-    float *s;            /* [max_keys][heads]: logits, then probabilities */
-    const uint8_t **row; /* [max_keys] */
+    el *q;               /* [D/2][lane blocks][PAIRS]: pairs of dims */
+    el *k;               /* [KEYS][stride] */
+    el *zipped;          /* [KEYS/2][stride][2]: pairs of keys */
+    float *o;            /* [heads][stride] */
+    float *s;            /* [lane blocks][max_keys + KEYS][VF_LANES]: logits; then, from the start
+                          * of each block, pairs of probabilities, elements [keys/2][PAIRS] */
+    const uint8_t **row; /* [max_keys + KEYS] */
     float total[CPU_HEADS_BLOCK];
-    int heads, D;
+    int heads, n_blocks, D, stride;
+    int64_t s_block; /* floats of one lane block of s */
 };
+
+static int row_stride(int D)
+{
+    return (D + PAIRS - 1) / PAIRS * PAIRS;
+}
 
 size_t SIMD_NAME(cpu_attention_bytes)(const struct kernel_dims *d)
 {
-    size_t heads = CPU_HEADS_BLOCK, D = (size_t)d->head_dim, keys = (size_t)cpu_max_keys(d);
+    size_t heads = CPU_HEADS_BLOCK, stride = (size_t)row_stride(d->head_dim),
+           keys = (size_t)cpu_max_keys(d) + KEYS;
 
-    return (2 * heads * D + KEYS * D + (keys + KEYS) * heads) * sizeof(float) +
-           (keys + 2 * KEYS) * sizeof(void *);
+    return (heads + 2 * KEYS) * stride * sizeof(el) + heads * (stride + keys) * sizeof(float) +
+           keys * sizeof(void *);
 }
 
 static struct work work_of(const struct attention_job *job, struct cpu_part *part)
 {
-    struct work w = {.heads = (job->block + VF_LANES - 1) / VF_LANES * VF_LANES,
-                     .D = job->dims->head_dim};
-    float *at = (float *)(void *)part->keys;
+    struct work w = {.n_blocks = (job->block + VF_LANES - 1) / VF_LANES,
+                     .D = job->dims->head_dim,
+                     .stride = row_stride(job->dims->head_dim),
+                     .s_block = (int64_t)(job->max_keys + KEYS) * VF_LANES};
 
-    w.q = at;
-    w.o = w.q + w.D * w.heads;
-    w.k = w.o + w.D * w.heads;
-    w.s = w.k + KEYS * w.D;
-    w.row = (const uint8_t **)(void *)(w.s + (size_t)(job->max_keys + KEYS) * (size_t)w.heads);
+    w.heads = w.n_blocks * VF_LANES;
+    w.q = (el *)(void *)part->keys;
+    w.k = w.q + w.D * w.heads;
+    w.zipped = w.k + KEYS * w.stride;
+    w.o = (float *)(void *)(w.zipped + KEYS * w.stride);
+    w.s = w.o + w.stride * w.heads;
+    w.row = (const uint8_t **)(void *)(w.s + w.n_blocks * w.s_block);
     return w;
 }
 
@@ -102,36 +121,45 @@ static int find_keys(const struct attention_job *job, int64_t t, const uint8_t *
     return m;
 }
 
-/* q of heads [first, first + n) as f32 [D][heads]; padding heads are 0. */
+/* q of n heads, transposed; padding heads are 0. */
 static void transpose_q(const struct work *w, const uint16_t *q, int n)
 {
-    float x[HEAD_DIM_MAX];
+    for (int block = 0; block < w->n_blocks; block++) {
+        uint16_t padded[VF_LANES][HEAD_DIM_MAX];
+        const uint16_t *rows = q + (int64_t)block * VF_LANES * w->D;
+        int some = n - block * VF_LANES, stride = w->D;
 
-    for (int h = 0; h < w->heads; h++) {
-        if (h < n)
-            load_row(x, q + (int64_t)h * w->D, w->D);
-        else
-            memset(x, 0, sizeof(x));
-        for (int i = 0; i < w->D; i++)
-            w->q[i * w->heads + h] = x[i];
+        if (some < VF_LANES) {
+            memset(padded, 0, sizeof(padded));
+            for (int h = 0; h < some; h++)
+                memcpy(padded[h], rows + h * w->D, (size_t)w->D * sizeof(*rows));
+            rows = padded[0];
+            stride = HEAD_DIM_MAX;
+        }
+        for (int i = 0; i < w->D; i += 2)
+            vp_gather(w->q + i / 2 * 2 * w->heads + block * PAIRS, rows + i, stride);
     }
 }
 
-/* Keys [j, j + n) into w->k; asks for the rows of the next ones, which lie anywhere. */
+/* Keys [j, j + n) into w->k. An odd number is made even by a key of zeros. */
 static void load_keys(const struct attention_job *job, const struct work *w, int j, int n)
 {
     for (int i = 0; i < n; i++) {
-        const char *next = (const char *)w->row[j + i + KEYS];
+        const char *next = (const char *)w->row[j + i + AHEAD];
+        el *k = w->k + i * w->stride;
 
         for (int line = 0; line < job->v->row_bytes; line += 64)
             _mm_prefetch(next + line, _MM_HINT_T0);
-        kv_row_load(w->k + i * w->D, w->row[j + i], w->D, job->dims->rope_dim);
+        kv_row_load(k, w->row[j + i], w->D, job->dims->rope_dim);
+        memset(k + w->D, 0, (size_t)(w->stride - w->D) * sizeof(*k));
     }
+    if (n % 2 != 0)
+        memset(w->k + n * w->stride, 0, (size_t)w->stride * sizeof(*w->k));
 }
 
-/* s[key][lane] = k . q for n_keys keys and n_vecs vectors of heads. */
-SIMD void logit_tile(float *s, const float *k, const float *q, int D, int heads, float scale,
-                     const int n_keys, const int n_vecs)
+/* s[block][key][lane] += k . q over n_pairs pairs of dims, times scale; from 0 if `first`. */
+SIMD void logit_tile(float *s, int64_t s_block, const el *k, int stride, const el *q, int n_pairs,
+                     int heads, bool first, float scale, const int n_keys, const int n_vecs)
 {
     vf sum[LOGIT_KEYS][LOGIT_HEADS];
 
@@ -139,72 +167,83 @@ SIMD void logit_tile(float *s, const float *k, const float *q, int D, int heads,
     for (int i = 0; i < n_keys; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            sum[i][j] = vf_set1(0.f);
-    for (int c = 0; c < D; c++) {
-        vf qc[LOGIT_HEADS];
+            sum[i][j] = first ? vf_set1(0.f) : vf_load(s + j * s_block + i * VF_LANES);
+    for (int c = 0; c < n_pairs; c++) {
+        vp qc[LOGIT_HEADS];
 
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            qc[j] = vf_load(q + c * heads + j * VF_LANES);
+            qc[j] = vp_load(q + c * 2 * heads + j * PAIRS);
 #pragma GCC unroll 8
         for (int i = 0; i < n_keys; i++) {
-            vf kc = vf_set1(k[i * D + c]);
+            vp kc = vp_set1(k + i * stride + 2 * c);
 
 #pragma GCC unroll 8
             for (int j = 0; j < n_vecs; j++)
-                sum[i][j] = vf_fma(kc, qc[j], sum[i][j]);
+                sum[i][j] = vf_dot(sum[i][j], kc, qc[j]);
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n_keys; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            vf_store(s + i * heads + j * VF_LANES, sum[i][j] * vf_set1(scale));
+            vf_store(s + j * s_block + i * VF_LANES, sum[i][j] * vf_set1(scale));
 }
 
-/* Logits of the n <= KEYS keys in w->k; rows beyond n are written too, and never read. */
-static void logits(const struct work *w, float *s, int n, float scale)
+/* Logits of the n <= KEYS keys in w->k, of which the first is key j; some beyond n are written too,
+ * and never read. */
+static void logits(const struct work *w, int j, int n, float scale)
 {
-    for (int i = 0; i < n; i += LOGIT_KEYS)
-        for (int h = 0; h < w->heads;) {
-            const float *k = w->k + i * w->D;
-            int left = (w->heads - h) / VF_LANES;
-            float *at = s + i * w->heads + h;
+    for (int c = 0; c < w->D; c += LOGIT_DIMS) {
+        int n_pairs = (w->D - c < LOGIT_DIMS ? w->D - c : LOGIT_DIMS) / 2;
+        float by = c + LOGIT_DIMS >= w->D ? scale : 1;
 
-            if (left >= LOGIT_HEADS) {
-                logit_tile(at, k, w->q + h, w->D, w->heads, scale, LOGIT_KEYS, LOGIT_HEADS);
-                h += LOGIT_HEADS * VF_LANES;
-            } else {
-                logit_tile(at, k, w->q + h, w->D, w->heads, scale, LOGIT_KEYS, 1);
-                h += VF_LANES;
+        for (int i = 0; i < n; i += LOGIT_KEYS)
+            for (int block = 0; block < w->n_blocks; block += LOGIT_HEADS) {
+                const el *k = w->k + i * w->stride + c, *q = w->q + c * w->heads + block * PAIRS;
+                float *s = w->s + block * w->s_block + (int64_t)(j + i) * VF_LANES;
+
+                if (w->n_blocks - block >= LOGIT_HEADS)
+                    logit_tile(s, w->s_block, k, w->stride, q, n_pairs, w->heads, c == 0, by,
+                               LOGIT_KEYS, LOGIT_HEADS);
+                else
+                    logit_tile(s, w->s_block, k, w->stride, q, n_pairs, w->heads, c == 0, by,
+                               LOGIT_KEYS, 1);
             }
-        }
+    }
 }
 
-/* s becomes bf16(exp(s - max)); total is the sum before rounding, plus the sink's. */
+/* s becomes pairs of bf16(exp(s - max)); total is the sum before rounding, plus the sink's. */
 static void softmax(struct work *w, int m, const float *sink, int n)
 {
-    for (int h = 0; h < w->heads; h += VF_LANES) {
+    for (int block = 0; block < w->n_blocks; block++) {
+        float *s = w->s + block * w->s_block;
+        el *pairs = (el *)(void *)s; /* never ahead of what is read */
         vf top = vf_set1(-__builtin_inff()), total = vf_set1(0.f);
         float lane[VF_LANES] = {0};
 
         for (int j = 0; j < m; j++)
-            top = vf_max(top, vf_load(w->s + j * w->heads + h));
-        for (int j = 0; j < m; j++) {
-            vf p = vf_exp(vf_load(w->s + j * w->heads + h) - top);
+            top = vf_max(top, vf_load(s + j * VF_LANES));
+        for (int j = 0; j < m; j += 2) {
+            vf p[2] = {vf_set1(0.f), vf_set1(0.f)};
 
-            total = total + p;
-            vf_store(w->s + j * w->heads + h, vf_bf16(p));
+            for (int i = 0; i < 2 && j + i < m; i++) {
+                p[i] = vf_exp(vf_load(s + (j + i) * VF_LANES) - top);
+                total = total + p[i];
+                p[i] = vf_bf16(p[i]);
+            }
+            vp_store(pairs + j / 2 * PAIRS, p[0], p[1]);
         }
-        for (int i = 0; i < VF_LANES && h + i < n; i++)
-            lane[i] = sink[h + i];
-        vf_store(w->total + h, total + vf_exp(vf_load(lane) - top));
+        for (int i = 0; i < VF_LANES && block * VF_LANES + i < n; i++)
+            lane[i] = sink[block * VF_LANES + i];
+        vf_store(w->total + block * VF_LANES, total + vf_exp(vf_load(lane) - top));
     }
 }
 
-/* o[head][dims] += sum over n keys of p[key][head] * k[key][dims]. */
-SIMD void value_tile(float *o, const float *p, const float *k, int D, int heads, int n,
-                     const int n_heads, const int n_vecs)
+/* o[head][dims] += sum over n_pairs pairs of keys of p[pair][head] * k[pair][dims]. p[i], lane[i]:
+ * where the pairs of head i are. */
+SIMD void value_tile(float *o, const el *const *p, const int *lane, const el *k, int stride,
+                     int n_pairs, const int n_heads, const int n_vecs)
 {
     vf sum[VALUE_HEADS][VALUE_DIMS];
 
@@ -212,48 +251,65 @@ SIMD void value_tile(float *o, const float *p, const float *k, int D, int heads,
     for (int i = 0; i < n_heads; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            sum[i][j] = vf_load(o + i * D + j * VF_LANES);
-    for (int key = 0; key < n; key++) {
-        vf v[VALUE_DIMS];
+            sum[i][j] = vf_load(o + i * stride + j * VF_LANES);
+    for (int pair = 0; pair < n_pairs; pair++) {
+        vp v[VALUE_DIMS];
 
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            v[j] = vf_load(k + key * D + j * VF_LANES);
+            v[j] = vp_load(k + pair * 2 * stride + j * PAIRS);
 #pragma GCC unroll 8
         for (int i = 0; i < n_heads; i++) {
-            vf pi = vf_set1(p[key * heads + i]);
+            vp pi = vp_lane(p[i] + pair * PAIRS, lane[i]);
 
 #pragma GCC unroll 8
             for (int j = 0; j < n_vecs; j++)
-                sum[i][j] = vf_fma(pi, v[j], sum[i][j]);
+                sum[i][j] = vf_dot(sum[i][j], pi, v[j]);
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n_heads; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            vf_store(o + i * D + j * VF_LANES, sum[i][j]);
+            vf_store(o + i * stride + j * VF_LANES, sum[i][j]);
 }
 
-static void values(const struct work *w, const float *p, int n, int n_heads)
+/* Adds the n <= KEYS keys in w->k, of which the first is key j (even), for n_heads heads. */
+static void values(const struct work *w, int j, int n, int n_heads)
 {
     enum { DIMS = VALUE_DIMS * VF_LANES };
-    int c = 0;
+    int n_pairs = (n + 1) / 2;
 
-    for (; c + DIMS <= w->D; c += DIMS) {
-        int h = 0;
+    for (int pair = 0; pair < n_pairs; pair++) {
+        const el *k = w->k + 2 * pair * w->stride;
 
-        for (; h + VALUE_HEADS <= n_heads; h += VALUE_HEADS)
-            value_tile(w->o + h * w->D + c, p + h, w->k + c, w->D, w->heads, n, VALUE_HEADS,
-                       VALUE_DIMS);
-        for (; h + 2 <= n_heads; h += 2)
-            value_tile(w->o + h * w->D + c, p + h, w->k + c, w->D, w->heads, n, 2, VALUE_DIMS);
-        for (; h < n_heads; h++)
-            value_tile(w->o + h * w->D + c, p + h, w->k + c, w->D, w->heads, n, 1, VALUE_DIMS);
+        for (int c = 0; c < w->stride; c += PAIRS)
+            vp_zip(w->zipped + 2 * (pair * w->stride + c), k + c, k + w->stride + c);
     }
-    for (; c < w->D; c += VF_LANES)
-        for (int h = 0; h < n_heads; h++)
-            value_tile(w->o + h * w->D + c, p + h, w->k + c, w->D, w->heads, n, 1, 1);
+    for (int c = 0; c < w->stride; c += DIMS)
+        for (int h = 0, n_tile; h < n_heads; h += n_tile) {
+            const el *p[VALUE_HEADS], *k = w->zipped + 2 * c;
+            float *o = w->o + h * w->stride + c;
+            int lane[VALUE_HEADS];
+            bool whole = c + DIMS <= w->stride;
+
+            n_tile = n_heads - h >= VALUE_HEADS ? VALUE_HEADS : n_heads - h >= 4 ? 4 : 1;
+            for (int i = 0; i < n_tile; i++) {
+                const float *block = w->s + (h + i) / VF_LANES * w->s_block;
+
+                p[i] = (const el *)(const void *)block + j / 2 * PAIRS;
+                lane[i] = (h + i) % VF_LANES;
+            }
+            if (whole && n_tile == VALUE_HEADS)
+                value_tile(o, p, lane, k, w->stride, n_pairs, VALUE_HEADS, VALUE_DIMS);
+            else if (whole && n_tile == 4)
+                value_tile(o, p, lane, k, w->stride, n_pairs, 4, VALUE_DIMS);
+            else
+                for (int i = 0; i < n_tile; i++)
+                    for (int v = 0; v < VALUE_DIMS && c + v * VF_LANES < w->stride; v++)
+                        value_tile(o + i * w->stride + v * VF_LANES, p + i, lane + i, k + v * PAIRS,
+                                   w->stride, n_pairs, 1, 1);
+        }
 }
 
 static void attention_item(void *arg, int64_t item, struct cpu_part *part)
@@ -269,7 +325,7 @@ static void attention_item(void *arg, int64_t item, struct cpu_part *part)
     int m = find_keys(job, t, w.row);
     struct rotation rot;
 
-    for (int i = 0; i < KEYS; i++) /* load_keys() looks ahead */
+    for (int i = 0; i < AHEAD; i++) /* load_keys() looks ahead */
         w.row[m + i] = w.row[0];
 
     transpose_q(&w, job->q + at, n);
@@ -277,19 +333,20 @@ static void attention_item(void *arg, int64_t item, struct cpu_part *part)
         int some = m - j < KEYS ? m - j : KEYS;
 
         load_keys(job, &w, j, some);
-        logits(&w, w.s + (int64_t)j * w.heads, some, scale);
+        logits(&w, j, some, scale);
     }
     softmax(&w, m, job->sink + first, n);
-    memset(w.o, 0, (size_t)w.heads * (size_t)w.D * sizeof(float));
+    memset(w.o, 0, (size_t)w.heads * (size_t)w.stride * sizeof(float));
     for (int j = 0; j < m; j += KEYS) {
         int some = m - j < KEYS ? m - j : KEYS;
 
-        load_keys(job, &w, j, some);
-        values(&w, w.s + (int64_t)j * w.heads, some, n);
+        if (m > KEYS) /* else they still lie there */
+            load_keys(job, &w, j, some);
+        values(&w, j, some, n);
     }
     rotation_of(&rot, ((const int32_t *)cpu_ptr(job->b->row_pos))[t], job->freq, d->rope_dim, -1);
     for (int h = 0; h < n; h++) {
-        float *o = w.o + h * w.D;
+        float *o = w.o + h * w.stride;
         vf total = vf_set1(w.total[h]);
 
         for (int i = 0; i < w.D; i += VF_LANES)
@@ -299,14 +356,19 @@ static void attention_item(void *arg, int64_t item, struct cpu_part *part)
     }
 }
 
-/* The largest block of heads that still gives every thread a few items; bits do not depend on it.
- */
+/* The largest block of heads that still gives every thread as much as the others, or a few items;
+ * bits do not depend on it. */
 static int choose_block(int n_heads, int T, int n_threads)
 {
     int block = CPU_HEADS_BLOCK;
 
-    while (block > 16 && (int64_t)T * ((n_heads + block - 1) / block) < 2 * (int64_t)n_threads)
+    while (block > 16) {
+        int64_t n = (int64_t)T * ((n_heads + block - 1) / block);
+
+        if (n >= 4 * (int64_t)n_threads || n % n_threads == 0)
+            break;
         block /= 2;
+    }
     return block < n_heads ? block : n_heads;
 }
 

@@ -95,6 +95,16 @@ VF_INLINE vf vf_bf16(vf x)
         _mm256_and_si256(vf_bf16_bits(x), _mm256_set1_epi32((int)0xFFFF0000)));
 }
 
+/* The same for numbers: no NaN but those that arithmetic makes. */
+VF_INLINE vf vf_bf16_number(vf x)
+{
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+
+    bits = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), lsb);
+    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xFFFF0000)));
+}
+
 VF_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return _mm256_fmadd_ps(a, b, c);
@@ -130,6 +140,14 @@ VF_INLINE vf vf_pow2(vf n)
 {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+
+/* x * 2^n for whole n; x of 1 .. 2, n in [-128, 128]: in two steps */
+VF_INLINE vf vf_scale2(vf x, vf n)
+{
+    vf half = vf_round_even(n * vf_set1(0.5f));
+
+    return x * vf_pow2(half) * vf_pow2(n - half);
 }
 
 /* a < b ? yes : no */
@@ -208,6 +226,11 @@ VF_INLINE vi vi_gather(const uint8_t *base, int stride)
                                   _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 1);
 }
 
+VF_INLINE vi vi_load(const void *p)
+{
+    return _mm256_loadu_si256(p);
+}
+
 VF_INLINE void vi_store(uint8_t *p, vi x)
 {
     _mm256_storeu_si256((void *)p, x);
@@ -277,6 +300,73 @@ VF_INLINE vi vu_fp4_unit(vu x)
     vu joined = (even & 0xFF) | (odd & 0xFF) << 8 | (even & 0xFF00) << 8 | (odd & 0xFF00) << 16;
 
     return vi_shuffle_bytes((vi)joined, order);
+}
+
+/* ---- products of pairs: see simd_avx512.h; here elements are f32 ---- */
+
+typedef float el;
+typedef struct {
+    vf first, second;
+} vp;
+
+VF_INLINE vf vf_dot(vf sum, vp x, vp y)
+{
+    return vf_fma(x.first, y.first, vf_fma(x.second, y.second, sum));
+}
+
+VF_INLINE const el *el_row(el *copy, const uint16_t *x, int n)
+{
+    for (int i = 0; i < n; i += VF_LANES)
+        vf_store(copy + i, vf_load_bf16(x + i));
+    return copy;
+}
+
+VF_INLINE void el_store(el *p, vf x)
+{
+    vf_store(p, x);
+}
+
+VF_INLINE void vp_store(el *p, vf first, vf second)
+{
+    vf_store(p, first);
+    vf_store(p + VF_LANES, second);
+}
+
+VF_INLINE vp vp_load(const el *p)
+{
+    return (vp){vf_load(p), vf_load(p + VF_LANES)};
+}
+
+VF_INLINE vp vp_lane(const el *p, int lane)
+{
+    return (vp){vf_set1(p[lane]), vf_set1(p[VF_LANES + lane])};
+}
+
+VF_INLINE vp vp_set1(const el *row)
+{
+    return (vp){vf_set1(row[0]), vf_set1(row[1])};
+}
+
+VF_INLINE void vp_gather(el *p, const uint16_t *x, int stride)
+{
+    vi pairs = vi_gather((const uint8_t *)x, 2 * stride);
+
+    vp_store(p, _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+             _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xFFFF0000))));
+}
+
+VF_INLINE void vp_zip(el *p, const el *a, const el *b)
+{
+    for (int i = 0; i < 2; i++)
+        vp_store(p + 2 * i * VF_LANES, vf_load(a + i * VF_LANES), vf_load(b + i * VF_LANES));
+}
+
+VF_INLINE bool el_load_fp8(el *out, const uint8_t *codes, uint8_t e)
+{
+    (void)out;
+    (void)codes;
+    (void)e;
+    return false; /* the plain way is as fast */
 }
 
 #endif

@@ -1,9 +1,9 @@
 /*
  * simd_hyper: hyper-connections, in two passes over threads.
  *
- *   mix    item = (32 tokens, 6 rows of fn): dot products with the concatenated streams, and of
- * those with themselves. fn is 1.5 MB for Flash, read once an item. read   item = token: Sinkhorn
- * in double (a 4 x 4 matrix), weighted sum, norm.
+ *   mix    item = (64 tokens, all rows of fn or 6): dot products with the concatenated streams, and
+ *          of those with themselves. fn is 1.5 MB for Flash, read once an item.
+ *   read   item = token: Sinkhorn in double (a 4 x 4 matrix), weighted sum, norm.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd_math.h"
@@ -13,7 +13,7 @@
 enum { HC_MAX = 8, MIX_MAX = (2 + HC_MAX) * HC_MAX, TOKENS = 4, FN_ROWS = 6 };
 
 /* Tokens of an item, and columns at a time: 6 rows of fn stay in L1 for all of them. */
-enum { ITEM_TOKENS = 32, CHUNK = 512 };
+enum { ITEM_TOKENS = 64, CHUNK = 512 };
 
 struct hc_job {
     const struct kernel_dims *dims;
@@ -24,7 +24,8 @@ struct hc_job {
     const float *fn, *scale, *base;
     const uint16_t *norm; /* NULL: none */
     float *mix;           /* [T][n_fn + 1]: s . fn[i], then s . s */
-    int n_fn, n_fn_blocks, T;
+    int n_fn, T;
+    int item_rows, n_row_items; /* rows of fn that an item of the first pass takes */
 };
 
 static const uint16_t *stream(const struct hc_job *job, int64_t t)
@@ -90,9 +91,10 @@ static void mix_chunk(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s,
         }
 }
 
-static float self_dot(const uint16_t *s, int64_t n)
+/* sum += s . s over n columns, in two times VF_LANES lanes. */
+SIMD void self_dot(float (*sum)[VF_LANES], const uint16_t *s, int64_t n)
 {
-    vf a = vf_set1(0.f), b = a;
+    vf a = vf_load(sum[0]), b = vf_load(sum[1]);
     int64_t c;
 
     for (c = 0; c + 2 * VF_LANES <= n; c += 2 * VF_LANES) {
@@ -103,36 +105,61 @@ static float self_dot(const uint16_t *s, int64_t n)
     }
     if (c < n)
         a = vf_fma(vf_load_bf16(s + c), vf_load_bf16(s + c), a);
-    return vf_sum(a + b);
+    vf_store(sum[0], a);
+    vf_store(sum[1], b);
+}
+
+/* A chunk of n_rows <= FN_ROWS rows of fn for all tokens of an item. Apart as they lie, the rows
+ * and the streams would fall into the same sets of L1: with tokens enough to pay for it, the rows
+ * are brought together first. */
+static void mix_rows(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
+                     int64_t stride, int64_t n, int n_tokens, int n_rows)
+{
+    float near[FN_ROWS * CHUNK] __attribute__((aligned(64)));
+
+    if (n_tokens >= TOKENS) {
+        for (int j = 0; j < n_rows; j++)
+            for (int64_t c = 0; c < n; c += VF_LANES)
+                vi_copy(near + j * CHUNK + c, fn + j * stride + c);
+        fn = near;
+        stride = CHUNK;
+    }
+    mix_chunk(sum, s, fn, stride, n, n_tokens, n_rows);
 }
 
 static void mix_item(void *arg, int64_t item, struct cpu_part *part)
 {
     struct hc_job *job = arg;
     int64_t n = (int64_t)job->dims->hc * job->dims->hidden;
-    int t0 = (int)(item / job->n_fn_blocks) * ITEM_TOKENS;
-    int j0 = (int)(item % job->n_fn_blocks) * FN_ROWS;
+    int t0 = (int)(item / job->n_row_items) * ITEM_TOKENS;
+    int j0 = (int)(item % job->n_row_items) * job->item_rows;
     int n_tokens = job->T - t0 < ITEM_TOKENS ? job->T - t0 : ITEM_TOKENS;
-    int n_rows = job->n_fn - j0 < FN_ROWS ? job->n_fn - j0 : FN_ROWS;
-    const uint16_t *s[ITEM_TOKENS], *at[ITEM_TOKENS];
-    float sum[ITEM_TOKENS][FN_ROWS][VF_LANES] = {0};
-    const float *fn = job->fn + j0 * n;
+    int end = j0 + job->item_rows < job->n_fn ? j0 + job->item_rows : job->n_fn;
+    const uint16_t *at[ITEM_TOKENS];
+    float sum[MIX_MAX / FN_ROWS + 1][ITEM_TOKENS][FN_ROWS][VF_LANES] __attribute__((aligned(64)));
+    float self[ITEM_TOKENS][2][VF_LANES] = {0};
 
     (void)part;
-    for (int i = 0; i < n_tokens; i++)
-        s[i] = stream(job, t0 + i);
+    memset(sum, 0, (size_t)((end - j0 + FN_ROWS - 1) / FN_ROWS) * sizeof(sum[0]));
     for (int64_t c = 0; c < n; c += CHUNK) {
-        for (int i = 0; i < n_tokens; i++)
-            at[i] = s[i] + c;
-        mix_chunk(sum, at, fn + c, n, n - c < CHUNK ? n - c : CHUNK, n_tokens, n_rows);
+        int64_t some = n - c < CHUNK ? n - c : CHUNK;
+
+        for (int i = 0; i < n_tokens; i++) {
+            at[i] = stream(job, t0 + i) + c;
+            if (j0 == 0)
+                self_dot(self[i], at[i], some);
+        }
+        for (int j = j0; j < end; j += FN_ROWS)
+            mix_rows(sum[(j - j0) / FN_ROWS], at, job->fn + j * n + c, n, some, n_tokens,
+                     end - j < FN_ROWS ? end - j : FN_ROWS);
     }
     for (int i = 0; i < n_tokens; i++) {
         float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
 
-        for (int j = 0; j < n_rows; j++)
-            mix[j0 + j] = vf_sum(vf_load(sum[i][j]));
+        for (int j = j0; j < end; j++)
+            mix[j] = vf_sum(vf_load(sum[(j - j0) / FN_ROWS][i][(j - j0) % FN_ROWS]));
         if (j0 == 0)
-            mix[job->n_fn] = self_dot(s[i], n);
+            mix[job->n_fn] = vf_sum(vf_load(self[i][0]) + vf_load(self[i][1]));
     }
 }
 
@@ -252,12 +279,16 @@ static void read_item(void *arg, int64_t t, struct cpu_part *part)
 
 static void run_read(struct kernels *k, struct hc_job *job)
 {
+    int n_tokens;
+
     assert(k->dims.hc <= HC_MAX && k->dims.hidden % 16 == 0 && job->T <= k->dims.max_rows);
     job->dims = &k->dims;
     job->mix = cpu_of(k)->mix;
-    job->n_fn_blocks = (job->n_fn + FN_ROWS - 1) / FN_ROWS;
-    cpu_run(k, (int64_t)((job->T + ITEM_TOKENS - 1) / ITEM_TOKENS) * job->n_fn_blocks, mix_item,
-            job);
+    /* All rows, so that streams come from memory once; or few, to occupy all threads. */
+    n_tokens = (job->T + ITEM_TOKENS - 1) / ITEM_TOKENS;
+    job->item_rows = n_tokens >= 2 * cpu_of(k)->n_parts ? job->n_fn : FN_ROWS;
+    job->n_row_items = (job->n_fn + job->item_rows - 1) / job->item_rows;
+    cpu_run(k, (int64_t)n_tokens * job->n_row_items, mix_item, job);
     cpu_run(k, job->T, read_item, job);
 }
 

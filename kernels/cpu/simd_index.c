@@ -1,7 +1,7 @@
 /*
  * simd_index: the indexer's choice. Two passes over threads, for as many tokens at a time as the
  * workspace holds:
- *   score   item = (16 tokens, 64 keys): keys decoded once to f32 [dim][key] in L1, then tiles of
+ *   score   item = (16 tokens, 64 keys): keys decoded once to pairs of dims in L1, then tiles of
  * 6 heads; every step of the score is rounded to bf16 select  item = token: the k-th largest score
  * by counting its 16 bits in two steps of 8, then the chosen ones sorted by radix; both passes go
  * over the scores in order, so equal scores keep the order of their entries FLOPs: 2 * keys * heads
@@ -49,9 +49,10 @@ SIMD uint16_t order_of(uint16_t bits)
     return (uint16_t)(bits | 0x8000);
 }
 
-/* n <= KEYS keys, `stride` bytes apart, as f32 [Di][KEYS]; whole vectors, the last may hold rows of
- * the page that are not filled yet: they get scores that nobody reads. */
-static void load_keys(float *out, const uint8_t *keys, int stride, int n, int Di)
+/* n <= KEYS keys, `stride` bytes apart, as pairs of dims [Di/2][vectors of keys][PAIRS]; whole
+ * vectors, the last may hold rows of the page that are not filled yet: they get scores that nobody
+ * reads. */
+static void load_keys(el *out, const uint8_t *keys, int stride, int n, int Di)
 {
     for (int j = 0; j < n; j += VF_LANES) {
         const uint8_t *at = keys + j * stride;
@@ -62,17 +63,18 @@ static void load_keys(float *out, const uint8_t *keys, int stride, int n, int Di
 
             for (int w = 0; w < 4; w++) {
                 vi codes = vi_gather(at + g * 16 + w * 4, stride);
+                el *to = out + (g * 16 + w * 4) * 2 * KEYS + 2 * j;
 
-                for (int i = 0; i < 8; i++)
-                    vf_store(out + (g * 32 + w * 8 + i) * KEYS + j,
-                             vf_e2m1(vi_shift_right(codes, 4 * i)) * scale);
+                for (int i = 0; i < 4; i++)
+                    vp_store(to + i * 2 * KEYS, vf_e2m1(vi_shift_right(codes, 8 * i)) * scale,
+                             vf_e2m1(vi_shift_right(codes, 8 * i + 4)) * scale);
             }
         }
     }
 }
 
-/* total[key] += the terms of n_heads heads, in order. q f32 [heads][Di]. */
-SIMD void score_tile(float *total, const float *k, const float *q, const float *weight, int Di,
+/* total[key] += the terms of n_heads heads, in order. q [heads][Di]. */
+SIMD void score_tile(float *total, const el *k, const el *q, const float *weight, int Di,
                      const int n_heads)
 {
     vf sum[HEADS][VECS];
@@ -82,19 +84,19 @@ SIMD void score_tile(float *total, const float *k, const float *q, const float *
 #pragma GCC unroll 8
         for (int j = 0; j < VECS; j++)
             sum[i][j] = vf_set1(0.f);
-    for (int c = 0; c < Di; c++) {
-        vf kc[VECS];
+    for (int c = 0; c < Di; c += 2) {
+        vp kc[VECS];
 
 #pragma GCC unroll 8
         for (int j = 0; j < VECS; j++)
-            kc[j] = vf_load(k + c * KEYS + j * VF_LANES);
+            kc[j] = vp_load(k + c * KEYS + j * 2 * VF_LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < n_heads; i++) {
-            vf qc = vf_set1(q[i * Di + c]);
+            vp qc = vp_set1(q + i * Di + c);
 
 #pragma GCC unroll 8
             for (int j = 0; j < VECS; j++)
-                sum[i][j] = vf_fma(qc, kc[j], sum[i][j]);
+                sum[i][j] = vf_dot(sum[i][j], qc, kc[j]);
         }
     }
 #pragma GCC unroll 8
@@ -102,8 +104,9 @@ SIMD void score_tile(float *total, const float *k, const float *q, const float *
         vf t = vf_load(total + j * VF_LANES);
 
 #pragma GCC unroll 8
-        for (int i = 0; i < n_heads; i++)
-            t = t + vf_bf16(vf_max(vf_bf16(sum[i][j]), vf_set1(0.f)) * vf_set1(weight[i]));
+        for (int i = 0; i < n_heads; i++) /* relu first: what is rounded is no NaN */
+            t = t + vf_bf16_number(vf_bf16_number(vf_max(sum[i][j], vf_set1(0.f))) *
+                                   vf_set1(weight[i]));
         vf_store(total + j * VF_LANES, t);
     }
 }
@@ -114,14 +117,14 @@ static int seq_of(const struct select_job *job, int64_t t)
 }
 
 /* Keys g .. g + n - 1 of a sequence; runs of them lie in one page. */
-static void load_chunk(float *k, const struct select_job *job, int seq, int64_t g, int64_t n)
+static void load_chunk(el *k, const struct select_job *job, int seq, int64_t g, int64_t n)
 {
     for (int64_t i = 0, run; i < n; i += run) {
         int64_t left = job->v->entries_per_page - (g + i) % job->v->entries_per_page;
 
         run = n - i < left ? n - i : left;
-        load_keys(k + i, ref_entry(job->b, job->v, seq, g + i, true), job->v->key_bytes, (int)run,
-                  job->dims->index_head_dim);
+        load_keys(k + 2 * i, ref_entry(job->b, job->v, seq, g + i, true), job->v->key_bytes,
+                  (int)run, job->dims->index_head_dim);
     }
 }
 
@@ -130,22 +133,23 @@ static void score_chunk(const struct select_job *job, int64_t t, int64_t g, int6
                         struct cpu_part *part)
 {
     int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
-    float *k = (float *)(void *)part->keys, *q = k + Di * KEYS, *weight = q + Hi * Di;
+    el *k = (el *)(void *)part->keys, *copy = k + Di * KEYS;
+    float *weight = (float *)(void *)(copy + Hi * Di);
+    const el *q = el_row(copy, job->q + t * Hi * Di, Hi * Di);
     float total[KEYS] = {0};
     uint16_t rounded[KEYS];
 
-    load_row(q, job->q + t * Hi * Di, Hi * Di);
     for (int h = 0; h < Hi; h++)
         vf_store_some(weight + h, vf_load_bf16_some(job->weights + t * Hi + h, 1), 1);
     for (int j = 0; j < n; j += TILE_KEYS) {
         int h = 0;
 
         for (; h + HEADS <= Hi; h += HEADS)
-            score_tile(total + j, k + j, q + h * Di, weight + h, Di, HEADS);
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, HEADS);
         for (; h + 2 <= Hi; h += 2)
-            score_tile(total + j, k + j, q + h * Di, weight + h, Di, 2);
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 2);
         for (; h < Hi; h++)
-            score_tile(total + j, k + j, q + h * Di, weight + h, Di, 1);
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 1);
     }
     store_row(rounded, total, KEYS);
     uint16_t *scores = job->scores + (t - job->t0) * job->stride + g;
@@ -168,7 +172,7 @@ static void score_item(void *arg, int64_t item, struct cpu_part *part)
         for (; next < end && seq_of(job, next) == seq_of(job, t); next++)
             most = n_visible(job, next) > most ? n_visible(job, next) : most;
         if (most > g)
-            load_chunk((float *)(void *)part->keys, job, seq_of(job, t), g,
+            load_chunk((el *)(void *)part->keys, job, seq_of(job, t), g,
                        most - g < KEYS ? most - g : KEYS);
         for (; t < next; t++) {
             int64_t n = n_visible(job, t) - g;
@@ -296,7 +300,7 @@ static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_pt
 size_t SIMD_NAME(cpu_index_bytes)(const struct kernel_dims *d)
 {
     size_t Hi = (size_t)d->index_n_heads, Di = (size_t)d->index_head_dim;
-    size_t score = (Di * KEYS + Hi * Di + Hi) * sizeof(float);
+    size_t score = (Di * KEYS + Hi * Di) * sizeof(el) + Hi * sizeof(float);
     size_t select = (size_t)d->index_topk * sizeof(int32_t);
 
     return score > select ? score : select;

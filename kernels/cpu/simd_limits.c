@@ -50,7 +50,7 @@ double SIMD_NAME(cpu_fma)(int64_t n)
 double SIMD_NAME(cpu_dot)(int64_t n)
 {
 #ifdef VF_HAS_DOT
-    vi x = (vi)vf_set1(1.f), y = (vi)vf_set1(0x1p-20f);
+    vp x = (vp)vf_set1(1.f), y = (vp)vf_set1(0x1p-20f);
 
     EACH_CHAIN(START)
     for (int64_t round = 0; round < n; round++) {

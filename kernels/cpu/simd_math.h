@@ -205,7 +205,8 @@ SIMD void kv_row_store(uint8_t *row, const float *x, int D, int R, int row_bytes
     memset(row + used, 0, (size_t)(row_bytes - used));
 }
 
-SIMD void kv_row_load(float *x, const uint8_t *row, int D, int R)
+/* The row as elements for products. */
+SIMD void kv_row_load(el *x, const uint8_t *row, int D, int R)
 {
     int plain = D - R;
 
@@ -214,11 +215,14 @@ SIMD void kv_row_load(float *x, const uint8_t *row, int D, int R)
         uint32_t bits = e == 0 ? 0x00400000 : e == 255 ? 0x7FC00000 : (uint32_t)e << 23;
         float scale;
 
+        if (el_load_fp8(x + b, row + b, e))
+            continue;
         memcpy(&scale, &bits, 4);
         for (int i = b; i < b + 64; i += VF_LANES)
-            vf_store(x + i, vf_load_e4m3(row + i) * vf_set1(scale));
+            el_store(x + i, vf_load_e4m3(row + i) * vf_set1(scale));
     }
-    load_row(x + plain, (const uint16_t *)(const void *)(row + plain), R);
+    for (int i = 0; i < R; i += VF_LANES)
+        el_store(x + plain + i, vf_load_bf16((const uint16_t *)(const void *)(row + plain) + i));
 }
 
 /* x on the FP4 grid, per 32 values with a power-of-two scale. */

@@ -1,15 +1,17 @@
 /*
  * weight: checkpoint tensors into the layout that the operations read.
  *
- * Matrices are packed into panels (panel.h), in parallel. Vectors, tables of integers, F32
- * constants and the embedding (src->lookup) stay as kernels/ref holds them: borrowed, where they
- * are aligned.
+ * Matrices are packed into panels (panel.h), in parallel; or they stay mapped, and each panel is
+ * packed into its thread's memory when it is used (kernel_env.as_mapped). Vectors, tables of
+ * integers, F32 constants and the embedding (src->lookup) stay as kernels/ref holds them: borrowed,
+ * where they are aligned.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/ref/ref.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct pack_job {
@@ -78,6 +80,97 @@ static void poison_item(void *arg, int64_t item, struct cpu_part *part)
         }
 }
 
+/* ---- as mapped ---- */
+
+static int64_t n_groups(int64_t cols)
+{
+    return (cols + 127) / 128;
+}
+
+/* Room in every part for a panel of src. */
+static bool make_room(struct cpu *c, const struct weight_src *src)
+{
+    size_t bytes = panel_bytes(src->type, src->cols) + (size_t)n_groups(src->cols) * sizeof(float);
+
+    if (bytes <= c->packed_bytes)
+        return true;
+    bytes = (bytes + 63) / 64 * 64;
+    for (int i = 0; i < c->n_parts; i++) {
+        free(c->parts[i]->packed);
+        c->parts[i]->packed = aligned_alloc(64, bytes);
+        if (c->parts[i]->packed == NULL)
+            return false;
+    }
+    c->packed_bytes = bytes;
+    return true;
+}
+
+static int load_mapped(struct kernels *k, const struct weight_src *src, struct weight *out)
+{
+    struct cpu *c = cpu_of(k);
+
+    if (!make_room(c, src)) {
+        c->packed_bytes = 0;
+        snprintf(k->error, sizeof(k->error), "no memory for a panel of %lld columns a thread",
+                 (long long)src->cols);
+        return -1;
+    }
+    *out = (struct weight){.type = src->type,
+                           .rows = src->rows,
+                           .cols = src->cols,
+                           .data = {(uintptr_t)src->data},
+                           .scale = {(uintptr_t)src->scale},
+                           .layout = src->scale_is_f32 ? CPU_MAPPED_F32 : CPU_MAPPED};
+    return 0;
+}
+
+/* Scales of panel i, one per 128 columns. PANEL_ORDER_8 has no NaN codes, see poison_item(). */
+static void panel_scales(float *out, const struct weight_src *src, int64_t i,
+                         enum panel_order order)
+{
+    int64_t n = n_groups(src->cols), first = i * PANEL_ROWS;
+    int64_t n_rows = src->rows - first < PANEL_ROWS ? src->rows - first : PANEL_ROWS;
+    size_t size = src->scale_is_f32 ? sizeof(float) : 1;
+    struct weight_src row = *src;
+
+    row.scale = (const uint8_t *)src->scale + (size_t)(first / 128 * n) * size;
+    scales_to_f32(out, &row, (size_t)n);
+    for (int64_t r = 0; order == PANEL_ORDER_8 && r < n_rows; r++) {
+        const uint8_t *code = (const uint8_t *)src->data + (first + r) * src->cols;
+
+        for (int64_t c = 0; c < src->cols; c++)
+            if ((code[c] & 127) == 127)
+                out[c / 128] = NAN;
+    }
+}
+
+bool cpu_is_matrix(const struct weight *w)
+{
+    return w->layout >= CPU_PANELS && w->layout <= CPU_MAPPED_F32;
+}
+
+struct panel cpu_panel(const struct cpu *c, const struct weight *w, int64_t i,
+                       struct cpu_part *part)
+{
+    if (w->layout == CPU_PANELS)
+        return panel_of(w, i);
+    struct weight_src src = {.type = w->type,
+                             .rows = w->rows,
+                             .cols = w->cols,
+                             .data = cpu_ptr(w->data),
+                             .scale = cpu_ptr(w->scale),
+                             .scale_is_f32 = w->layout == CPU_MAPPED_F32};
+    float *scale = (float *)(void *)(part->packed + panel_bytes(w->type, w->cols));
+
+    c->pack(part->packed, &src, i, c->panels->order);
+    if (w->type == WEIGHT_FP8)
+        panel_scales(scale, &src, i, c->panels->order);
+    return (struct panel){
+        .type = w->type, .data = part->packed, .scale = scale, .cols = (int)w->cols};
+}
+
+/* ---- loading ---- */
+
 static int cpu_weight_load(struct kernels *k, const struct weight_src *src, struct weight *out)
 {
     struct cpu *c = cpu_of(k);
@@ -90,6 +183,8 @@ static int cpu_weight_load(struct kernels *k, const struct weight_src *src, stru
                  "an FP4 matrix with %lld columns: not a multiple of 32", (long long)src->cols);
         return -1;
     }
+    if (c->as_mapped)
+        return load_mapped(k, src, out);
     int64_t n_panels = (src->rows + PANEL_ROWS - 1) / PANEL_ROWS;
     struct pack_job job = {.cpu = c,
                            .src = src,
@@ -119,13 +214,16 @@ static int cpu_weight_load(struct kernels *k, const struct weight_src *src, stru
 
 static void cpu_weight_unload(struct kernels *k, struct weight *w)
 {
-    if (w->layout != CPU_PANELS) {
+    if (!cpu_is_matrix(w)) {
         ref_weight_unload(k, w);
         return;
     }
-    cpu_arena_give(cpu_of(k)->arena, cpu_ptr(w->data));
+    if (w->layout == CPU_PANELS)
+        cpu_arena_give(cpu_of(k)->arena, cpu_ptr(w->data));
     *w = (struct weight){0};
 }
+
+/* ---- looking up ---- */
 
 /* Row of a packed BF16 matrix: a table that was loaded without saying `lookup`. */
 static void packed_row(uint16_t *out, const struct weight *w, int64_t row)

@@ -152,6 +152,9 @@ def test_bits_do_not_depend_on_chunks_or_threads(tmp_path, checkpoint, isa):
     run_baton("logits", "--model-path", checkpoint("tiny"), "--tokens", ",".join(map(str, tokens)), "--cpu-isa",
               isa, "--threads", 1, "--out", out)
     assert read_safetensors(out)["logits"].tobytes() == whole["logits"].tobytes()
+    run_baton("logits", "--model-path", checkpoint("tiny"), "--tokens", ",".join(map(str, tokens)), "--cpu-isa",
+              isa, "--no-repack", "--out", out)
+    assert read_safetensors(out)["logits"].tobytes() == whole["logits"].tobytes(), "weights as mapped"
 
 
 @pytest.mark.parametrize("config,isa", [(c, i) for c in CONFIGS for i in ("ref", *FAST)])

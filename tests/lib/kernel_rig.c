@@ -43,7 +43,14 @@ static void run_pool(void *pool, void (*fn)(void *, int, int), void *arg)
     pool_run(pool, fn, arg);
 }
 
-bool rig_open(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads)
+static int node_of(void *pool, int part)
+{
+    (void)pool;
+    return part % 2;
+}
+
+static bool open_rig(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads,
+                     bool as_mapped)
 {
     static const char *const names[] = {"ref", "avx2", "avx512"};
     struct status st;
@@ -53,11 +60,26 @@ bool rig_open(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, i
         return false;
     }
     assert_int_equal(pool_new(n_threads, &r->pool, &st), ST_OK);
-    struct kernel_env env = {.parallel = run_pool, .pool = r->pool, .n_threads = n_threads};
+    struct kernel_env env = {.parallel = run_pool,
+                             .pool = r->pool,
+                             .n_threads = n_threads,
+                             .n_nodes = n_threads > 2 ? 2 : 1, /* three threads: two nodes */
+                             .node_of = node_of,
+                             .as_mapped = as_mapped};
 
     if (kernels_open_cpu(&r->k, isa, dims, &env) != 0)
         fail_msg("kernels_open_cpu: %s", r->k.error);
     return true;
+}
+
+bool rig_open(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads)
+{
+    return open_rig(r, isa, dims, n_threads, false);
+}
+
+bool rig_open_mapped(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads)
+{
+    return open_rig(r, isa, dims, n_threads, true);
 }
 
 void rig_close(struct rig *r)

@@ -140,6 +140,43 @@ static void a_row_has_the_same_bits_in_any_company(void **state)
     }
 }
 
+/* ---- weights as mapped ---- */
+
+static void mapped_weights_give_the_bits_of_packed_ones(void **state)
+{
+    struct kernel_dims dims = rig_dims();
+
+    (void)state;
+    for (int level = 0; level < N_LEVELS; level++) {
+        struct rig packed, mapped;
+
+        if (!rig_open(&packed, levels[level], &dims, 1))
+            continue;
+        assert_true(rig_open_mapped(&mapped, levels[level], &dims, 3));
+        for (int i = 0; i < N_SHAPES; i++) {
+            const struct shape *s = &shapes[i];
+            struct rig_random random = {(uint64_t)(300 + i)};
+            struct weight_src src = rig_weight(&random, s->type, s->rows, s->cols);
+
+            src.vector = false;
+            size_t x_row = (size_t)s->cols * (size_t)s->groups;
+            uint16_t *x = malloc(T_MAX * x_row * 2);
+
+            rig_bf16(&random, x, T_MAX * x_row, 1);
+            uint16_t *want = product(&packed, &src, x, T_MAX, s->groups),
+                     *got = product(&mapped, &src, x, T_MAX, s->groups);
+
+            rig_same_bytes("mapped and packed", got, want, T_MAX * (size_t)s->rows * 2);
+            free(want);
+            free(got);
+            free(x);
+            rig_weight_free(&src);
+        }
+        rig_close(&mapped);
+        rig_close(&packed);
+    }
+}
+
 /* ---- levels among themselves ---- */
 
 static void all_levels_give_the_same_bits(void **state)
@@ -523,12 +560,19 @@ static void a_token_s_experts_do_not_depend_on_its_batch(void **state)
     layer_make(&l, &d, WEIGHT_FP4);
     for (int level = 0; level < N_LEVELS; level++)
         for (int hashed = 0; hashed < 2; hashed++) {
-            struct rig one, three;
+            struct rig one, three, mapped;
 
             if (!rig_open(&one, levels[level], &d, 1))
                 continue;
             assert_true(rig_open(&three, levels[level], &d, 3));
             struct moe_result all = run_moe(&three, &l, x, tokens, T, hashed, NULL);
+
+            assert_true(rig_open_mapped(&mapped, levels[level], &d, 2));
+            struct moe_result same = run_moe(&mapped, &l, x, tokens, T, hashed, NULL);
+
+            rig_same_bytes("y as mapped", same.y, all.y, (size_t)(T * d.hidden) * 2);
+            result_free(&same);
+            rig_close(&mapped);
 
             for (int t = 0, n = 1; t < T; t += n, n = n * 3 % 17 + 1) {
                 int some = T - t < n ? T - t : n;
@@ -588,6 +632,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_agree_with_the_reference),
         cmocka_unit_test(a_row_has_the_same_bits_in_any_company),
+        cmocka_unit_test(mapped_weights_give_the_bits_of_packed_ones),
         cmocka_unit_test(all_levels_give_the_same_bits),
         cmocka_unit_test(extreme_scales_do_as_the_format_says),
         cmocka_unit_test(a_nan_code_is_not_lost),
