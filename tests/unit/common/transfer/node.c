@@ -203,8 +203,10 @@ static uint64_t count_other(int slab, uint8_t value)
 
 static void do_start(const struct request *q, const char *devices, struct reply *a)
 {
-    struct transfer_options opt = {(enum transfer_kind)q->a, (enum transfer_kind)q->b,
-                                   q->len > 0 ? devices : NULL};
+    struct transfer_options opt = {.transport = (enum transfer_kind)q->a,
+                                   .require = (enum transfer_kind)q->b,
+                                   .devices = q->len > 0 ? devices : NULL,
+                                   .rate_limit = q->x};
 
     transfer_start(&opt, &transfer, &a->st);
 }
@@ -446,7 +448,8 @@ void node_setenv(struct node *n, const char *name, const char *value)
 
 enum status_code node_start(struct node *n, const struct transfer_options *opt, struct status *st)
 {
-    struct request q = {.op = OP_START, .a = opt->transport, .b = opt->require};
+    struct request q = {
+        .op = OP_START, .a = opt->transport, .b = opt->require, .x = opt->rate_limit};
 
     q.len = opt->devices != NULL ? strlen(opt->devices) : 0;
     *st = ask(n, q, opt->devices, NULL, 0).st;

@@ -248,6 +248,7 @@ static void occupy(struct pair *p, uint64_t id)
     struct status st;
 
     assert_int_equal(node_put(&p->from, id, &piece, 1, 1, &st), ST_OK);
+    node_hurry(&p->from, id); /* it may not have had its turn yet when the others are hurried */
 }
 
 /* The long handoff (name 1) is puts 1 to 8, the short ones are put 9 and put 10. */
@@ -286,9 +287,8 @@ static void a_hurried_handoff_goes_first_and_in_its_order(void **state)
     node_hurry(&p.from, 1);
     node_hurry(&p.from, 10);
     node_hurry(&p.from, 77); /* nobody's */
-    for (uint32_t i = 0; i < sizeof(order) / sizeof(order[0]); i++) {
+    for (uint32_t i = 0; i < sizeof(order) / sizeof(order[0]); i++)
         assert_int_equal(node_wait(&p.from, order[i], NULL).nth, i + 2);
-    }
     pair_end(&p);
 }
 
