@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/engine/engine.h"
 #include "common/worker/handoff.h"
@@ -194,6 +195,7 @@ static void on_done(struct handoffs *h, struct request *r, const Baton__V1__Pref
         h->events.failed(h->events.arg, r, &st);
         return;
     }
+    r->done_us = clock_now_us();
     request_enter(r, REQ_VERIFYING, "all bytes written");
 }
 
@@ -269,6 +271,8 @@ void handoffs_verified(struct handoffs *h, struct request *r, const struct statu
     if (action == HA_RUN) {
         r->stats.has_checksums_verified = true;
         r->stats.checksums_verified = n_groups;
+        r->stats.has_arrive_us = true;
+        r->stats.arrive_us = clock_now_us() - r->done_us;
         tell(r, "release");
         h->events.arrived(h->events.arg, r);
         return;

@@ -57,6 +57,7 @@ struct request {
     uint32_t n_prefills, prefill_idx;
     struct prefill_worker *prefill; /* asked now */
     bool resent;                    /* a checksum mismatch was already answered with a resend */
+    uint64_t done_us;               /* when the peer said that all bytes are written */
     bool peer_may_write;            /* DRAINING: until the prefill worker says stopped or done */
     bool verifying;                 /* DRAINING: until DM_VERIFIED */
     struct status last_error;       /* of the prefill workers tried */

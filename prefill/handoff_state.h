@@ -91,6 +91,10 @@ struct handoff {
     struct status error; /* why STOPPING; ST_CANCELLED when the peer asked */
     int32_t first_token;
     uint64_t kv_bytes, queued_us, start_us, compute_us, transfer_us;
+    uint64_t computed_us;  /* when the last chunk had run; 0: it has not */
+    uint64_t hidden_bytes; /* moved while chunks were still computed */
+    uint64_t last_bytes;   /* posted with the last chunk */
+    uint64_t tail_us;      /* from the last chunk's end to the last byte's */
     uint32_t n_resends;
     struct logprobs prompt_logprobs; /* when asked for */
 };

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/worker/handoff.h"
 
 /* What a completion needs to find its way home. */
@@ -26,6 +27,7 @@ static void on_done(void *arg, const struct transfer_result *r)
         .status = r->status,
         .bytes = r->bytes,
         .elapsed_us = r->elapsed_us,
+        .ended_us = clock_now_us(),
         .first_group = put->first_group,
         .n_groups = r->n_groups,
     };
@@ -59,6 +61,10 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
                      put, st) != ST_OK)
         goto done;
     put = NULL; /* the completion's */
+    if (last) {
+        h->last_bytes = list.bytes;
+        transfer_hurry(h->peer->transfer, h->id); /* the first token waits for these */
+    }
     h->n_puts++;
     h->n_pages_sent = end_page;
 done:

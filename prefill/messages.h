@@ -45,7 +45,7 @@ struct msg_put_done {
     struct msg base;
     struct handoff *handoff;
     struct status status;
-    uint64_t bytes, elapsed_us;
+    uint64_t bytes, elapsed_us, ended_us;
     uint32_t first_group; /* index into the handoff's checksums */
     uint32_t n_groups;
     uint32_t crc[]; /* [n_groups] */

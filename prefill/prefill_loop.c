@@ -228,6 +228,20 @@ static void stop_put_failed(struct prefill_loop *l, struct handoff *h, const str
         puts_ended(l, h);
 }
 
+/* What of a transfer was done by the time that the prompt was computed: by its share of the time.
+ */
+static uint64_t hidden(const struct handoff *h, const struct msg_put_done *m)
+{
+    uint64_t start_us = m->ended_us - m->elapsed_us;
+
+    if (h->computed_us == 0 || m->ended_us <= h->computed_us)
+        return m->bytes;
+    if (start_us >= h->computed_us)
+        return 0;
+    return (uint64_t)((double)m->bytes * (double)(h->computed_us - start_us) /
+                      (double)m->elapsed_us);
+}
+
 static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
 {
     struct handoff *h = m->handoff;
@@ -235,9 +249,12 @@ static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
     h->n_puts--;
     h->transfer_us += m->elapsed_us;
     h->kv_bytes += m->bytes;
+    h->hidden_bytes += hidden(h, m);
+    if (h->computed_us > 0 && h->n_resends == 0)
+        h->tail_us = m->ended_us - h->computed_us;
     for (uint32_t i = 0; i < m->n_groups; i++)
         h->crc[m->first_group + i] = m->crc[i];
-    prefill_metrics_put(&l->metrics, m->bytes, m->elapsed_us);
+    prefill_metrics_put(&l->metrics, m->bytes, hidden(h, m), m->elapsed_us);
     if (m->status.code != ST_OK)
         stop_put_failed(l, h, &m->status);
     else
@@ -308,7 +325,8 @@ static void on_stepped(void *arg, struct sequence *s)
     if (last) {
         engine_hold(l->engine, s);
         h->first_token = s->tokens[h->n_prompt];
-        h->compute_us = clock_now_us() - h->start_us;
+        h->computed_us = clock_now_us();
+        h->compute_us = h->computed_us - h->start_us;
         handoff_enter(h, HANDOFF_FLUSHING, "prompt computed");
     }
     if (kv_sender_post(h, l->w->geometry, last ? h->n_pages : s->n_computed / KV_PAGE_TOKENS, last,

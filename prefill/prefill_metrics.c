@@ -19,6 +19,9 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
                                          NULL, metrics_step_bounds, METRICS_N_STEP);
     m->kv_bytes =
         metrics_counter(r, "baton_kv_sent_bytes_total", "KV bytes written to peers.", NULL);
+    m->kv_hidden_bytes =
+        metrics_counter(r, "baton_kv_hidden_bytes_total",
+                        "KV bytes written while their prompt was still computed.", NULL);
     m->put_seconds = metrics_histogram(r, "baton_kv_put_seconds", "Time of one transfer to a peer.",
                                        NULL, metrics_step_bounds, METRICS_N_STEP);
     m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
@@ -45,9 +48,11 @@ void prefill_metrics_step(struct prefill_metrics *m, const struct engine_stats *
     metric_observe(m->chunk_seconds, (double)us * 1e-6);
 }
 
-void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t elapsed_us)
+void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t hidden_bytes,
+                         uint64_t elapsed_us)
 {
     metric_add(m->kv_bytes, (double)bytes);
+    metric_add(m->kv_hidden_bytes, (double)hidden_bytes);
     metric_observe(m->put_seconds, (double)elapsed_us * 1e-6);
 }
 

@@ -13,7 +13,7 @@
 struct prefill_metrics {
     struct metric *requests, *ended[ST_N_CODES];
     struct metric *prompt_tokens, *chunk_seconds;
-    struct metric *kv_bytes, *put_seconds;
+    struct metric *kv_bytes, *kv_hidden_bytes, *put_seconds;
     struct metric *pages_free, *slots_free;
     struct engine_metrics engine;
 };
@@ -23,7 +23,8 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
 void prefill_metrics_request(struct prefill_metrics *m);
 void prefill_metrics_end(struct prefill_metrics *m, enum status_code how);
 void prefill_metrics_step(struct prefill_metrics *m, const struct engine_stats *s);
-void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t elapsed_us);
+void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t hidden_bytes,
+                         uint64_t elapsed_us);
 void prefill_metrics_gauges(struct prefill_metrics *m, const struct slab *pages,
                             const struct slab *slots, const struct engine_stats *s);
 

@@ -68,6 +68,10 @@ enum status_code reply_done(const struct handoff *h, const struct worker *w, str
     stats.prefill_us = h->compute_us;
     stats.transfer_us = h->transfer_us;
     stats.retries = h->n_resends;
+    stats.has_hidden_bytes = stats.has_last_bytes = stats.has_tail_us = true;
+    stats.hidden_bytes = h->hidden_bytes;
+    stats.last_bytes = h->last_bytes;
+    stats.tail_us = h->tail_us;
     stats.has_cached_tokens = true;
     stats.cached_tokens = h->n_cached;
     done.request_id = h->id;

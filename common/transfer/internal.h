@@ -68,7 +68,10 @@ struct transfer {
     struct transfer_peer *peers; /* list by next */
     struct put *turn_head;       /* puts that still have bytes to send, next turn first */
     struct put *turn_tail;
-    struct put *ended; /* puts whose last request has ended: callbacks due */
+    struct put *ended; /* puts whose last request has ended: callbacks due, oldest first */
+    struct put **ended_end;
+    uint64_t rate_limit; /* bytes per second; 0: none */
+    uint64_t rate_ns;    /* with a limit: when the bytes sent so far would have left the link */
     bool stopping;
     struct mailbox *box;
     struct msg stop; /* CMD_STOP, sent once */
@@ -131,7 +134,7 @@ enum status_code transfer_call(struct transfer *t, transfer_call_fn fn, void *ar
                                struct status *st);
 
 /* Commands: types of struct msg in the transfer thread's mailbox. */
-enum transfer_cmd { CMD_CALL, CMD_PUT, CMD_CANCEL, CMD_CLOSE, CMD_STOP };
+enum transfer_cmd { CMD_CALL, CMD_PUT, CMD_HURRY, CMD_CANCEL, CMD_CLOSE, CMD_STOP };
 
 /** Checks pieces against our slabs and, when remote is not NULL, the peer's. */
 enum status_code pieces_check(const struct transfer *t, const struct descriptor_slab *remote,
@@ -171,11 +174,15 @@ void peers_close_all(struct transfer *t);
 /* transfer_put.c: commands */
 
 void put_accept(struct msg *m); /* CMD_PUT: takes its place among the turns */
+void put_hurry(struct msg *m);  /* CMD_HURRY */
 void put_cancel(struct msg *m); /* CMD_CANCEL */
 void put_drop(struct msg *m);   /* one found in the mailbox at the end */
 
 /** Gives the next put whose lane has room its turn. @return whether there was one */
 bool puts_pump(struct transfer *t);
+
+/** How long the rate limit keeps puts that are due from their turn, in ms; -1: it does not. */
+int puts_held(const struct transfer *t);
 
 /** Stops the puts of p (all; or the given id) with a status; they end when their requests have. */
 void puts_stop(struct transfer_peer *p, const uint64_t *id, const struct status *why);

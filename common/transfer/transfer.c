@@ -80,6 +80,9 @@ static void handle(struct transfer *t, struct msg *m)
     case CMD_PUT:
         put_accept(m);
         break;
+    case CMD_HURRY:
+        put_hurry(m);
+        break;
     case CMD_CANCEL:
         put_cancel(m);
         break;
@@ -176,7 +179,7 @@ static void *run(void *arg)
         if (t->n_watches > 0)
             busy |= handle_sockets(t, 0);
         busy |= puts_deliver(t);
-        sleep_ms = sooner(peers_tend(t), tcp_server_tend(t->server));
+        sleep_ms = sooner(sooner(peers_tend(t), tcp_server_tend(t->server)), puts_held(t));
         if (t->stopping && t->peers == NULL)
             return NULL;
         idle = busy ? 0 : idle + 1;
@@ -244,6 +247,8 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
     if (t == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the transfer thread");
     t->incarnation = hash_seed();
+    t->ended_end = &t->ended;
+    t->rate_limit = opt->rate_limit;
     t->epoll_fd = -1;
     if (mailbox_new(&t->box, st) != ST_OK) {
         free(t);

@@ -38,6 +38,7 @@ struct transfer_options {
     enum transfer_kind require;   /* --kv-require; TRANSFER_AUTO: nothing required */
     const char *devices;          /* --kv-devices: "mlx5_0:1,eth0", NULL: all */
     uint16_t tcp_port;            /* of the socket lane, for firewalls; 0: any free one */
+    uint64_t rate_limit;          /* --kv-rate-limit: bytes per second sent to all peers; 0: none */
 };
 
 enum { TRANSFER_SLABS_MAX = 4 };
@@ -126,6 +127,13 @@ enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
                               const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
                               void (*done)(void *arg, const struct transfer_result *r), void *arg,
                               struct status *st);
+
+/**
+ * Somebody waits for these puts, those of that id that are there now: they go before all that are
+ * not hurried. Puts of one id go in their order, and ids of one rank take turns, whatever their
+ * lengths: a long handoff does not delay a short one by more than a turn of each.
+ */
+void transfer_hurry(struct transfer_peer *p, uint64_t id);
 
 /** Stops posting pieces of that put; done comes with ST_CANCELLED after what was posted has ended.
  */

@@ -13,12 +13,15 @@
  *  FLUSHING also goes to DRAINING. ENDED when no request is out; the callback is due. */
 enum put_state { PUT_SENDING, PUT_FLUSHING, PUT_DRAINING, PUT_ENDED };
 
+enum { RATE_SLACK_NS = 2000000 };
+
 struct put {
     struct msg base;
     struct transfer_peer *peer;
     struct put *next;      /* in the list of turns, later in that of the ended */
     struct put *peer_next; /* in the peer's list */
     enum put_state state;
+    bool hurried; /* goes before those that are not */
     uint64_t id;
     size_t n, at;       /* pieces; the one to send next */
     uint64_t at_bytes;  /* of that piece, already sent */
@@ -59,24 +62,36 @@ enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
     return status_ok(st);
 }
 
-struct cancel_msg {
+/* CMD_HURRY, CMD_CANCEL */
+struct id_msg {
     struct msg base;
     struct transfer_peer *peer;
     uint64_t id;
 };
 
+static bool id_send(enum transfer_cmd cmd, struct transfer_peer *p, uint64_t id)
+{
+    struct id_msg *m = calloc(1, sizeof(*m));
+
+    if (m == NULL)
+        return false;
+    m->base.type = cmd;
+    m->peer = p;
+    m->id = id;
+    mailbox_push(p->t->box, &m->base);
+    return true;
+}
+
+void transfer_hurry(struct transfer_peer *p, uint64_t id)
+{
+    if (!id_send(CMD_HURRY, p, id))
+        log_warn("transfer: put %" PRIu64 ": no memory to hurry it; it takes its turns", id);
+}
+
 void transfer_cancel(struct transfer_peer *p, uint64_t id)
 {
-    struct cancel_msg *c = calloc(1, sizeof(*c));
-
-    if (c == NULL) {
+    if (!id_send(CMD_CANCEL, p, id))
         log_warn("transfer: put %" PRIu64 ": no memory to cancel it; it goes on to its end", id);
-        return;
-    }
-    c->base.type = CMD_CANCEL;
-    c->peer = p;
-    c->id = id;
-    mailbox_push(p->t->box, &c->base);
 }
 
 static void turns_append(struct transfer *t, struct put *u)
@@ -103,6 +118,56 @@ static void turns_remove(struct transfer *t, struct put *u)
         t->turn_tail = before;
 }
 
+/* Puts of one id at the end of the list, in their order: the others have a turn first. */
+static void turns_yield(struct transfer *t, const struct transfer_peer *p, uint64_t id)
+{
+    struct put *next, *u = t->turn_head, *mine = NULL, **mine_end = &mine;
+
+    t->turn_head = t->turn_tail = NULL;
+    for (; u != NULL; u = next) {
+        next = u->next;
+        if (u->peer == p && u->id == id) {
+            u->next = NULL;
+            *mine_end = u;
+            mine_end = &u->next;
+        } else {
+            turns_append(t, u);
+        }
+    }
+    for (u = mine; u != NULL; u = next) {
+        next = u->next;
+        turns_append(t, u);
+    }
+}
+
+/* Are all bytes out? */
+static bool put_is_through(const struct put *u)
+{
+    size_t at = u->at;
+    uint64_t at_bytes = u->at_bytes;
+
+    for (; at < u->n && at_bytes == u->pieces[at].bytes; at_bytes = 0)
+        at++;
+    return at == u->n;
+}
+
+/* Whose turn it is: the first of those that can send, of the hurried ones if there are any; before
+ * all, one whose bytes are out and that waited for the limit. */
+static struct put *turns_next(const struct transfer *t)
+{
+    struct put *first = NULL;
+
+    for (struct put *u = t->turn_head; u != NULL; u = u->next) {
+        if ((first != NULL && !u->hurried && !put_is_through(u)) ||
+            !u->peer->lane->has_room(u->peer))
+            continue;
+        if (u->hurried || put_is_through(u))
+            return u;
+        first = u;
+    }
+    return first;
+}
+
 /* Ends u when nothing of it is out any more. */
 static void put_settle(struct put *u)
 {
@@ -111,8 +176,9 @@ static void put_settle(struct put *u)
     if (u->in_flight > 0 || u->state == PUT_SENDING || u->state == PUT_ENDED)
         return;
     u->state = PUT_ENDED;
-    u->next = t->ended;
-    t->ended = u;
+    u->next = NULL;
+    *t->ended_end = u;
+    t->ended_end = &u->next;
 }
 
 void put_request_began(struct put *u)
@@ -194,36 +260,53 @@ bool put_next(struct put *u, uint64_t max, struct chunk *c)
     return true;
 }
 
-/* Are all bytes out? */
-static bool put_is_through(const struct put *u)
+/* The link that the limit stands for is busy with these bytes. What it was idle for is lost, but
+ * for RATE_SLACK_NS, by which the thread may wake too late. */
+static void rate_take(struct transfer *t, uint64_t bytes)
 {
-    size_t at = u->at;
-    uint64_t at_bytes = u->at_bytes;
+    uint64_t now = clock_now_ns();
 
-    for (; at < u->n && at_bytes == u->pieces[at].bytes; at_bytes = 0)
-        at++;
-    return at == u->n;
+    if (t->rate_limit == 0)
+        return;
+    if (t->rate_ns + RATE_SLACK_NS < now)
+        t->rate_ns = now - RATE_SLACK_NS;
+    t->rate_ns += (uint64_t)((double)bytes * 1e9 / (double)t->rate_limit);
+}
+
+int puts_held(const struct transfer *t)
+{
+    uint64_t now;
+
+    if (t->rate_limit == 0 || t->turn_head == NULL)
+        return -1;
+    now = clock_now_ns();
+    return now < t->rate_ns ? (int)((t->rate_ns - now) / 1000000 + 1) : -1;
 }
 
 bool puts_pump(struct transfer *t)
 {
-    struct put *u = t->turn_head;
+    struct transfer_peer *p;
+    struct put *u;
+    uint64_t had;
 
-    while (u != NULL && !u->peer->lane->has_room(u->peer))
-        u = u->next;
+    if (puts_held(t) >= 0)
+        return false;
+    u = turns_next(t);
     if (u == NULL)
         return false;
+    p = u->peer;
+    had = u->bytes;
     if (u->started_us == 0)
         u->started_us = clock_now_us();
-    u->peer->lane->turn(u);
+    p->lane->turn(u);
+    rate_take(t, u->bytes - had);
     if (u->state != PUT_SENDING)
         return true; /* the peer was lost meanwhile */
-    if (put_is_through(u)) {
+    if (put_is_through(u) && puts_held(t) >= 0)
+        return true; /* its last bytes would not have left the link yet */
+    turns_yield(t, p, u->id);
+    if (put_is_through(u))
         put_flush(u);
-    } else {
-        turns_remove(t, u);
-        turns_append(t, u);
-    }
     return true;
 }
 
@@ -261,9 +344,18 @@ void puts_stop(struct transfer_peer *p, const uint64_t *id, const struct status 
     }
 }
 
+void put_hurry(struct msg *m)
+{
+    struct id_msg *h = (struct id_msg *)m;
+
+    for (struct put *u = h->peer->puts; u != NULL; u = u->peer_next)
+        u->hurried |= u->id == h->id;
+    free(h);
+}
+
 void put_cancel(struct msg *m)
 {
-    struct cancel_msg *c = (struct cancel_msg *)m;
+    struct id_msg *c = (struct id_msg *)m;
     struct status why;
 
     status_set(&why, ST_CANCELLED, "put %" PRIu64 " to %s: cancelled", c->id, c->peer->name);
@@ -305,6 +397,8 @@ bool puts_deliver(struct transfer *t)
         struct put *u = t->ended;
 
         t->ended = u->next;
+        if (t->ended == NULL)
+            t->ended_end = &t->ended;
         put_deliver(u);
     }
     return any;
@@ -319,6 +413,6 @@ void put_drop(struct msg *m)
         status_set(&r.status, ST_CANCELLED, "put %" PRIu64 ": this worker stops", u->id);
         u->done(u->arg, &r);
     }
-    if (m->type == CMD_PUT || m->type == CMD_CANCEL)
+    if (m->type == CMD_PUT || m->type == CMD_HURRY || m->type == CMD_CANCEL)
         free(m);
 }

@@ -65,6 +65,10 @@ static void keep_stats(struct buf *b, const Baton__V1__HandoffStats *s)
     put_number(b, "retries", s->retries);
     put_number(b, "prefill_us", s->prefill_us);
     put_number(b, "transfer_us", s->transfer_us);
+    put_number(b, "hidden_bytes", s->hidden_bytes);
+    put_number(b, "last_bytes", s->last_bytes);
+    put_number(b, "tail_us", s->tail_us);
+    put_number(b, "arrive_us", s->arrive_us);
 }
 
 static void on_batch(struct answer *a, const Baton__V1__TokenBatch *t)

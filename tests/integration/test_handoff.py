@@ -56,6 +56,25 @@ def test_one_host_over_shared_memory(demo_model, tmp_path, process, isa):
         assert w.stop() == 0
 
 
+def test_pages_travel_while_later_chunks_are_computed(demo_model, process):
+    """By structure, not by time: with its last chunk P posts that chunk alone, the rest has gone before."""
+    ports = free_port(), free_port()
+    workers = [process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
+                              "--kv-transport", "shm", "--chunked-prefill-size", 512])
+               for role, port in zip(("prefill", "decode"), ports)]
+    for w, port in zip(workers, ports):
+        wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
+    stats = {n: through_workers(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}",
+                                [i + n for i in ids_of_length(n)])["stats"] for n in (512, 8192)}
+    whole, chunked = stats[512], stats[8192]
+    assert whole["last_bytes"] == whole["kv_bytes"] and whole["hidden_bytes"] == 0, whole
+    assert chunked["last_bytes"] <= whole["last_bytes"], stats
+    assert chunked["hidden_bytes"] >= (chunked["kv_bytes"] - chunked["last_bytes"]) / 2, chunked
+    assert chunked["hidden_bytes"] <= chunked["kv_bytes"] - chunked["last_bytes"], chunked
+    for w in workers:
+        assert w.stop() == 0
+
+
 #   namespace baton-p: 10.77.0.1  ──veth──  10.77.0.2 :namespace baton-d
 @pytest.fixture
 def namespaces():

@@ -33,6 +33,7 @@ enum op {
     OP_CLOSE,
     OP_CLOSE_WAIT,
     OP_PUT,
+    OP_HURRY,
     OP_CANCEL,
     OP_WAIT,
     OP_PEEK,
@@ -73,6 +74,7 @@ static struct {
     bool from_heap;
 } slabs[TRANSFER_SLABS_MAX];
 static struct slot slots[NODE_PUTS_MAX + 1]; /* the last one: verification */
+static uint32_t n_ended;
 static bool closed;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards slots and closed */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -95,6 +97,7 @@ static void on_done(void *arg, const struct transfer_result *r)
     s->result.bytes = r->bytes;
     s->result.n_groups = r->n_groups;
     s->result.calls++;
+    s->result.nth = ++n_ended;
     free(s->crc);
     s->crc = malloc(r->n_groups * sizeof(uint32_t) + 1);
     if (r->n_groups > 0)
@@ -200,8 +203,10 @@ static uint64_t count_other(int slab, uint8_t value)
 
 static void do_start(const struct request *q, const char *devices, struct reply *a)
 {
-    struct transfer_options opt = {(enum transfer_kind)q->a, (enum transfer_kind)q->b,
-                                   q->len > 0 ? devices : NULL};
+    struct transfer_options opt = {.transport = (enum transfer_kind)q->a,
+                                   .require = (enum transfer_kind)q->b,
+                                   .devices = q->len > 0 ? devices : NULL,
+                                   .rate_limit = q->x};
 
     transfer_start(&opt, &transfer, &a->st);
 }
@@ -265,7 +270,10 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
             status_set(&a->st, ST_INTERNAL, "the test uses put id %d twice", (int)q->x);
             break;
         }
-        transfer_put(peer, q->x, pieces, n_pieces, q->n_groups, on_done, slot, &a->st);
+        transfer_put(peer, q->y, pieces, n_pieces, q->n_groups, on_done, slot, &a->st);
+        break;
+    case OP_HURRY:
+        transfer_hurry(peer, q->x);
         break;
     case OP_CANCEL:
         transfer_cancel(peer, q->x);
@@ -440,7 +448,8 @@ void node_setenv(struct node *n, const char *name, const char *value)
 
 enum status_code node_start(struct node *n, const struct transfer_options *opt, struct status *st)
 {
-    struct request q = {.op = OP_START, .a = opt->transport, .b = opt->require};
+    struct request q = {
+        .op = OP_START, .a = opt->transport, .b = opt->require, .x = opt->rate_limit};
 
     q.len = opt->devices != NULL ? strlen(opt->devices) : 0;
     *st = ask(n, q, opt->devices, NULL, 0).st;
@@ -524,14 +533,29 @@ void node_close(struct node *n)
     node_close_wait(n);
 }
 
-enum status_code node_put(struct node *n, uint64_t id, const struct transfer_piece *pieces,
-                          size_t n_pieces, uint32_t n_groups, struct status *st)
+enum status_code node_put_of(struct node *n, uint64_t id, uint64_t handoff,
+                             const struct transfer_piece *pieces, size_t n_pieces,
+                             uint32_t n_groups, struct status *st)
 {
-    struct request q = {
-        .op = OP_PUT, .x = id, .n_groups = n_groups, .len = n_pieces * sizeof(*pieces)};
+    struct request q = {.op = OP_PUT,
+                        .x = id,
+                        .y = handoff,
+                        .n_groups = n_groups,
+                        .len = n_pieces * sizeof(*pieces)};
 
     *st = ask(n, q, pieces, NULL, 0).st;
     return st->code;
+}
+
+enum status_code node_put(struct node *n, uint64_t id, const struct transfer_piece *pieces,
+                          size_t n_pieces, uint32_t n_groups, struct status *st)
+{
+    return node_put_of(n, id, id, pieces, n_pieces, n_groups, st);
+}
+
+void node_hurry(struct node *n, uint64_t handoff)
+{
+    must(ask(n, (struct request){.op = OP_HURRY, .x = handoff}, NULL, NULL, 0));
 }
 
 void node_cancel(struct node *n, uint64_t id)

@@ -25,6 +25,7 @@ struct node_result {
     uint64_t bytes;
     uint32_t n_groups;
     uint32_t calls; /* how often the callback came */
+    uint32_t nth;   /* this was the node's nth put or verification to end, from 1 */
 };
 
 /** Forks. The process dies with the test. */
@@ -71,6 +72,11 @@ void node_close_wait(struct node *n);
 /** Starts a put; id < NODE_PUTS_MAX, each used once per node_open(). */
 enum status_code node_put(struct node *n, uint64_t id, const struct transfer_piece *pieces,
                           size_t n_pieces, uint32_t n_groups, struct status *st);
+/** The same for a handoff whose name is not the put's own. */
+enum status_code node_put_of(struct node *n, uint64_t id, uint64_t handoff,
+                             const struct transfer_piece *pieces, size_t n_pieces,
+                             uint32_t n_groups, struct status *st);
+void node_hurry(struct node *n, uint64_t handoff);
 void node_cancel(struct node *n, uint64_t id);
 
 /** @param crc  out, [n_groups]; may be NULL */

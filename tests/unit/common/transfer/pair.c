@@ -6,9 +6,8 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
-static struct node with_slabs(enum transfer_kind kind, bool heap)
+static struct node with_slabs(struct transfer_options opt, bool heap)
 {
-    struct transfer_options opt = {.transport = kind};
     struct node n = node_fork();
     struct status st;
 
@@ -19,18 +18,23 @@ static struct node with_slabs(enum transfer_kind kind, bool heap)
     return n;
 }
 
-struct node pair_sender(enum transfer_kind kind)
+static struct node sender(struct transfer_options opt)
 {
-    struct node n = with_slabs(kind, false);
+    struct node n = with_slabs(opt, false);
 
     node_fill(&n, 0, 1000, false);
     node_fill(&n, 1, 1001, false);
     return n;
 }
 
+struct node pair_sender(enum transfer_kind kind)
+{
+    return sender((struct transfer_options){.transport = kind});
+}
+
 struct node pair_receiver(enum transfer_kind kind, bool heap)
 {
-    struct node n = with_slabs(kind, heap);
+    struct node n = with_slabs((struct transfer_options){.transport = kind}, heap);
 
     node_fill(&n, 0, CANARY, true);
     node_fill(&n, 1, CANARY, true);
@@ -50,6 +54,15 @@ void pair_connect(struct node *from, struct node *to)
 struct pair pair_open_with(enum transfer_kind kind, bool to_heap)
 {
     struct pair p = {pair_sender(kind), pair_receiver(kind, to_heap)};
+
+    pair_connect(&p.from, &p.to);
+    return p;
+}
+
+struct pair pair_open_limited(enum transfer_kind kind, uint64_t rate)
+{
+    struct transfer_options opt = {.transport = kind, .rate_limit = rate};
+    struct pair p = {sender(opt), pair_receiver(kind, false)};
 
     pair_connect(&p.from, &p.to);
     return p;

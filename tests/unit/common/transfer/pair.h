@@ -19,6 +19,9 @@ struct pair pair_open(enum transfer_kind kind);
 /** The receiver's slabs may be registered heap memory. */
 struct pair pair_open_with(enum transfer_kind kind, bool to_heap);
 
+/** The sender sends at most rate bytes per second. */
+struct pair pair_open_limited(enum transfer_kind kind, uint64_t rate);
+
 /** One side of a pair. */
 struct node pair_sender(enum transfer_kind kind);
 struct node pair_receiver(enum transfer_kind kind, bool heap);

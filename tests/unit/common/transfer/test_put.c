@@ -241,6 +241,57 @@ static void a_cancelled_put_ends_once_over_tcp(void **state)
     a_cancelled_put_ends_once_and_writes_nothing_after(TRANSFER_TCP);
 }
 
+/* A put that takes the link of pair_limited() for seconds; what is put meanwhile waits together. */
+static void occupy(struct pair *p, uint64_t id)
+{
+    struct transfer_piece piece = {.bytes = 256 << 10};
+    struct status st;
+
+    assert_int_equal(node_put(&p->from, id, &piece, 1, 1, &st), ST_OK);
+    node_hurry(&p->from, id); /* it may not have had its turn yet when the others are hurried */
+}
+
+/* The long handoff (name 1) is puts 1 to 8, the short ones are put 9 and put 10. */
+static void queue_long_and_short(struct pair *p)
+{
+    struct transfer_piece piece = {.slab = 1, .bytes = 1000};
+    struct status st;
+
+    pair_check_small_put(&p->from, &p->to, 0); /* connected */
+    occupy(p, 11);
+    for (uint64_t id = 1; id <= 8; id++)
+        assert_int_equal(node_put_of(&p->from, id, 1, &piece, 1, 1, &st), ST_OK);
+    assert_int_equal(node_put(&p->from, 9, &piece, 1, 1, &st), ST_OK);
+    assert_int_equal(node_put(&p->from, 10, &piece, 1, 1, &st), ST_OK);
+}
+
+static void handoffs_take_turns_whatever_their_lengths(void **state)
+{
+    static const uint64_t order[] = {11, 1, 9, 10, 2, 3, 4, 5, 6, 7, 8};
+    struct pair p = pair_open_limited(TRANSFER_SHM, 100000);
+
+    (void)state;
+    queue_long_and_short(&p);
+    for (uint32_t i = 0; i < sizeof(order) / sizeof(order[0]); i++)
+        assert_int_equal(node_wait(&p.from, order[i], NULL).nth, i + 2);
+    pair_end(&p);
+}
+
+static void a_hurried_handoff_goes_first_and_in_its_order(void **state)
+{
+    static const uint64_t order[] = {11, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9};
+    struct pair p = pair_open_limited(TRANSFER_SHM, 100000);
+
+    (void)state;
+    queue_long_and_short(&p);
+    node_hurry(&p.from, 1);
+    node_hurry(&p.from, 10);
+    node_hurry(&p.from, 77); /* nobody's */
+    for (uint32_t i = 0; i < sizeof(order) / sizeof(order[0]); i++)
+        assert_int_equal(node_wait(&p.from, order[i], NULL).nth, i + 2);
+    pair_end(&p);
+}
+
 static void closing_ends_puts_as_unavailable(enum transfer_kind kind)
 {
     struct pair p = pair_open(kind);
@@ -314,6 +365,8 @@ int main(void)
         cmocka_unit_test(a_piece_outside_either_slab_is_refused_before_anything_is_sent),
         cmocka_unit_test(a_cancelled_put_ends_once_over_shared_memory),
         cmocka_unit_test(a_cancelled_put_ends_once_over_tcp),
+        cmocka_unit_test(handoffs_take_turns_whatever_their_lengths),
+        cmocka_unit_test(a_hurried_handoff_goes_first_and_in_its_order),
         cmocka_unit_test(closing_ends_puts_as_unavailable_over_shared_memory),
         cmocka_unit_test(closing_ends_puts_as_unavailable_over_tcp),
         cmocka_unit_test(stopping_ends_puts_as_cancelled),
