@@ -104,6 +104,7 @@ static void whole(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "chatcmpl-",
+    .aborts = true,
     .logprobs_style = LOGPROBS_CHAT,
     .begin_choice = begin_choice,
     .delta = delta,

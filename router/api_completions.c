@@ -67,6 +67,7 @@ static void whole_health(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "cmpl-",
+    .aborts = true,
     .logprobs_style = LOGPROBS_COMPLETION,
     .begin_choice = begin_choice,
     .delta = delta,
