@@ -265,7 +265,7 @@ static void begin_choice(struct job *j, struct job_choice *c, struct buf *out)
     put_response_event(j, "response.in_progress", "in_progress", NULL, out);
 }
 
-/* Keeps the log probabilities of text, drops those of what is no text. @return where the new ones
+/* Keeps the log probabilities of text, drops those of calls. @return where the new ones
  * begin */
 static size_t keep_logprobs(struct job *j, struct job_choice *c, const struct chat_delta *d)
 {
@@ -348,6 +348,7 @@ static void whole(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "resp_",
+    .content_logprobs = true,
     .begin_choice = begin_choice,
     .delta = delta,
     .end_choice = end_choice,

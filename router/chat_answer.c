@@ -133,6 +133,11 @@ static void finish(struct chat_answer *a, const char *engine_finish)
         release_withheld(a);
 }
 
+bool chat_answer_in_reasoning(const struct chat_answer *a)
+{
+    return a->parse != NULL && parse_in_reasoning(a->parse);
+}
+
 static bool is_silent(const struct chat_answer *a, int32_t id, bool is_stop_token)
 {
     return id == a->router->eos_id || (is_stop_token && !a->no_stop_trim);
@@ -150,7 +155,7 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
         if (last)
             a->stop_id = ids[i];
         a->n_completion++;
-        a->n_reasoning += !silent && a->parse != NULL && parse_in_reasoning(a->parse);
+        a->n_reasoning += !silent && chat_answer_in_reasoning(a);
         if (silent)
             continue;
         text->len = 0;

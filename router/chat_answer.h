@@ -70,6 +70,9 @@ enum status_code chat_answer_init(struct chat_answer *a, const struct router *ro
                                   chat_delta_fn emit, void *arg, struct status *st);
 void chat_answer_deinit(struct chat_answer *a);
 
+/** Whether the next token is the reasoning's, the one that ends it included. */
+bool chat_answer_in_reasoning(const struct chat_answer *a);
+
 /** The stop string that ended it, NULL when none did; borrowed as long as a. */
 const char *chat_answer_stop_string(const struct chat_answer *a, size_t *len);
 

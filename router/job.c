@@ -333,11 +333,15 @@ static enum status_code push_with_logprobs(struct job_choice *c, const int32_t *
     if (token_logprobs_check(m, n, c->job->thread->router->tokenizer, st) != ST_OK)
         return st->code;
     for (size_t i = 0; i < n && c->answer.finish == NULL; i++) {
+        bool unwanted = c->job->format->content_logprobs && chat_answer_in_reasoning(&c->answer);
+
         token_logprobs_add(c->logprobs, ids[i], m, i, &top_at);
         if (chat_answer_push(&c->answer, ids + i, 1,
                              i + 1 == n ? finish : BATON__V1__FINISH_REASON__FINISH_NONE,
                              st) != ST_OK)
             return st->code;
+        if (unwanted)
+            token_logprobs_drop(c->logprobs);
     }
     return status_ok(st);
 }

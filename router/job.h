@@ -53,8 +53,9 @@ struct job_choice {
 struct job_format {
     const char *id_prefix; /* "chatcmpl-" */
     enum token_logprobs_style logprobs_style;
-    bool keeps_ids; /* the answer names its tokens */
-    bool aborts;    /* one that is aborted ends with finish reason "abort"; else with an error */
+    bool keeps_ids;        /* the answer names its tokens */
+    bool content_logprobs; /* log probabilities are told of content alone */
+    bool aborts; /* one that is aborted ends with finish reason "abort"; else with an error */
     /* Not to generate but to answer from the task alone; then the only member. */
     void (*at_once)(struct router_thread *t, struct http_exchange *x, const struct text_task *task);
     /* Streamed: */

@@ -92,7 +92,7 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "name in /v1/models and in answers; default: the name of the tokenizer's folder"},
         {"default-thinking", FLAG_BOOL, &o->default_thinking, .arg = "on|off",
          .help = "whether a request that says nothing about thinking thinks"},
-        {"allow-think-max", FLAG_BOOL, &o->allow_think_max, .arg = "on|off",
+        {"allow-think-max", FLAG_BOOL, &o->allow_think_max,
          .help = "let reasoning_effort max through where the context is below the 384K tokens that "
                  "the release asks for"},
         {"effort-profile", FLAG_CHOICE, &o->effort_profile, .choices = "auto|preview|ga",
