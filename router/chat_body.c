@@ -114,6 +114,9 @@ struct json *chat_body_message(struct chat_body *b, uint32_t origin, const char 
 
 const struct json *chat_body_finish(struct chat_body *b)
 {
+    struct json *root = take(b->doc, sizeof(*root)); /* b may go before it */
+
     chat_body_put(&b->root, "messages", b->messages);
-    return &b->root;
+    *root = b->root;
+    return root;
 }

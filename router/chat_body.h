@@ -29,7 +29,8 @@ void chat_body_init(struct chat_body *b, struct json_doc *doc, const char *list,
  * next one is added. */
 struct json *chat_body_message(struct chat_body *b, uint32_t origin, const char *role);
 
-/** The whole, once all messages are there and other members (at most 8) are put into root. */
+/** The whole, once all messages are there and other members (at most 8) are put into root; lives as
+ * long as the document. */
 const struct json *chat_body_finish(struct chat_body *b);
 
 /* ---- nodes ---- */
