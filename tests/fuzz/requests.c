@@ -1,6 +1,6 @@
 /* Fuzzes the readers of requests that are not chat completions: any JSON is taken or refused with a
- * complete error; what Anthropic's and the Responses API's readers make of it renders, or is refused
- * likewise; and what a response repeats of its request is JSON. */
+ * complete error; what Anthropic's and the Responses API's readers make of it renders, or is
+ * refused likewise; and what a response repeats of its request is JSON. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
