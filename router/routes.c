@@ -27,6 +27,7 @@ static const struct route table[] = {
     {"/generate", false, HTTP_POST, FOR_KEYS, 0, api_generate},
     {"/abort_request", false, HTTP_POST, FOR_KEYS, HTTP_POST, api_abort_request},
     {"/flush_cache", false, HTTP_GET | HTTP_POST, FOR_KEYS, HTTP_GET | HTTP_POST, api_flush_cache},
+    {"/reset_prefix_cache", false, HTTP_POST, FOR_KEYS, HTTP_POST, api_flush_cache}, /* vLLM's */
     {"/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/v1/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/detokenize", false, HTTP_POST, FOR_KEYS, 0, api_detokenize},
