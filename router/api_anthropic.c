@@ -182,10 +182,11 @@ static void put_input(const struct buf *arguments, struct buf *out)
     struct json_doc *doc = NULL;
     struct status st;
 
-    if (json_parse(arguments->data, arguments->len, JSON_LAST_KEY_WINS, &doc, &st) == ST_OK) {
-        buf_append(out, arguments->data, arguments->len);
-    } else if (arguments->len == 0) {
+    if (arguments->len == 0) {
         buf_puts(out, "{}");
+    } else if (json_parse(arguments->data, arguments->len, JSON_LAST_KEY_WINS, &doc, &st) ==
+               ST_OK) {
+        buf_append(out, arguments->data, arguments->len);
     } else {
         buf_puts(out, "{\"INVALID_JSON\":");
         json_write_string(out, arguments->data, arguments->len);

@@ -8,6 +8,7 @@
 struct reader {
     const struct json *body, *input;
     struct json_doc *doc;
+    struct chat_params *params;
     struct chat_body chat;
     struct chat_error *err;
     struct json *assistant; /* the message that calls join, NULL: none is open */
@@ -395,7 +396,7 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
                           "%s: a tool of type \"%.*s\" is not served here, only functions", at.text,
                           type != NULL && type->type == JSON_STRING ? chat_shown(type) : 0,
                           type != NULL && type->type == JSON_STRING ? type->text : "");
-    if (!chat_params_read_inner(&f, members, tool, NULL, r->err) ||
+    if (!chat_params_read_inner(&f, members, tool, r->params, r->err) ||
         !need_string(r, &at, json_get(tool, "name"), "name"))
         return false;
     function = chat_body_object(r->doc, 3);
@@ -528,7 +529,7 @@ static void write_echo(const struct reader *r, struct buf *out)
 bool responses_request_read(struct json_doc *doc, int32_t vocab, struct chat_params *params,
                             const struct json **chat, struct buf *echo, struct chat_error *err)
 {
-    struct reader r = {.body = json_root(doc), .doc = doc, .err = err};
+    struct reader r = {.body = json_root(doc), .doc = doc, .params = params, .err = err};
 
     *params = chat_params_defaults;
     if (!fields_read(responses_tables, r.body, params, err))

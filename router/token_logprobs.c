@@ -197,7 +197,8 @@ static void put_each(const struct token_logprobs *l, const struct tokenizer *t,
         memcpy(&s.token, l->tokens.data + i * sizeof(s.token), sizeof(s.token));
         buf_puts(out, i > 0 ? "," : "");
         put(t, &s, out);
-        s.top += s.token.n_top;
+        if (s.token.n_top > 0) /* else there may be none at all: NULL */
+            s.top += s.token.n_top;
     }
 }
 
@@ -281,9 +282,10 @@ static void put_range(const struct token_logprobs *l, const struct tokenizer *t,
 {
     const struct entry *top = (const struct entry *)(const void *)l->top.data;
     struct token token;
+    size_t top_at = 0;
 
     buf_puts(out, "[");
-    for (size_t i = 0; i < to; i++, top += token.n_top) {
+    for (size_t i = 0; i < to; i++, top_at += token.n_top) {
         memcpy(&token, l->tokens.data + i * sizeof(token), sizeof(token));
         if (i < from)
             continue;
@@ -295,7 +297,7 @@ static void put_range(const struct token_logprobs *l, const struct tokenizer *t,
         buf_puts(out, token.n_top > 0 ? "[" : "null");
         for (uint32_t k = 0; k < token.n_top; k++) {
             buf_puts(out, k > 0 ? "," : "");
-            put_triple(t, &top[k], style.text, out);
+            put_triple(t, &top[top_at + k], style.text, out);
         }
         buf_puts(out, token.n_top > 0 ? "]" : "");
     }

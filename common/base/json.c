@@ -566,8 +566,8 @@ enum status_code json_parse(const char *text, size_t len, unsigned flags, struct
         return status_set(st, ST_INVALID, "JSON of %zu bytes: at most %zu are read", len,
                           TEXT_MAX - 1);
     memset(&ps, 0, offsetof(struct parser, inline_slots));
-    ps.begin = ps.p = text;
-    ps.end = text + len;
+    ps.begin = ps.p = len > 0 ? text : ""; /* of nothing, text may be NULL */
+    ps.end = ps.begin + len;
     ps.flags = flags;
     ps.st = st;
     ps.slots = ps.inline_slots;
