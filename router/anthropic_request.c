@@ -77,12 +77,7 @@ const struct field *const anthropic_count_tables[] = {prompt_fields, NULL};
 
 /* ---- blocks ---- */
 
-/* "messages[3].content[1]" */
-struct place {
-    char text[64];
-};
-
-static bool refuse_type(struct reader *r, const struct place *at, const struct json *type,
+static bool refuse_type(struct reader *r, const struct chat_place *at, const struct json *type,
                         const char *served)
 {
     bool known = type != NULL && type->type == JSON_STRING;
@@ -92,7 +87,7 @@ static bool refuse_type(struct reader *r, const struct place *at, const struct j
                       known ? chat_shown(type) : 0, known ? type->text : "", served);
 }
 
-static bool check_text(struct reader *r, const struct place *at, const struct json *block,
+static bool check_text(struct reader *r, const struct chat_place *at, const struct json *block,
                        const char *served)
 {
     const struct json *type = json_get(block, "type"), *text = json_get(block, "text");
@@ -106,7 +101,7 @@ static bool check_text(struct reader *r, const struct place *at, const struct js
 /* A string, or a list of text blocks. */
 static bool check_texts(struct reader *r, const char *name, const struct json *v)
 {
-    struct place at;
+    struct chat_place at;
 
     if (v->type == JSON_STRING)
         return true;
@@ -121,16 +116,9 @@ static bool check_texts(struct reader *r, const char *name, const struct json *v
     return true;
 }
 
-static bool need_string(struct reader *r, const struct place *at, const struct json *v,
-                        const char *name)
-{
-    return (v != NULL && v->type == JSON_STRING) ||
-           field_fail(r->err, at->text, "invalid_type", "%s.%s must be a string", at->text, name);
-}
-
 /* ---- messages ---- */
 
-static bool add_result(struct reader *r, uint32_t i, const struct place *at,
+static bool add_result(struct reader *r, uint32_t i, const struct chat_place *at,
                        const struct json *block)
 {
     const struct json *id = json_get(block, "tool_use_id"), *content = chat_get(block, "content");
@@ -138,7 +126,7 @@ static bool add_result(struct reader *r, uint32_t i, const struct place *at,
     char name[80];
 
     snprintf(name, sizeof(name), "%s.content", at->text);
-    if (!need_string(r, at, id, "tool_use_id") ||
+    if (!chat_body_need_string(r->err, at, id, "tool_use_id") ||
         (content != NULL && !check_texts(r, name, content)))
         return false;
     message = chat_body_message(&r->chat, i, "tool");
@@ -152,7 +140,7 @@ static bool add_result(struct reader *r, uint32_t i, const struct place *at,
 static bool add_user_blocks(struct reader *r, uint32_t i, const struct json *blocks)
 {
     struct json texts = {.type = JSON_ARRAY};
-    struct place at;
+    struct chat_place at;
 
     for (uint32_t k = 0; k < blocks->len; k++) {
         const struct json *block = &blocks->items[k];
@@ -173,25 +161,18 @@ static bool add_user_blocks(struct reader *r, uint32_t i, const struct json *blo
     return true;
 }
 
-static bool add_call(struct reader *r, const struct place *at, const struct json *block,
+static bool add_call(struct reader *r, const struct chat_place *at, const struct json *block,
                      struct json *calls)
 {
     const struct json *id = json_get(block, "id"), *name = json_get(block, "name");
     const struct json *input = json_get(block, "input");
-    struct json call, function;
 
-    if (!need_string(r, at, id, "id") || !need_string(r, at, name, "name"))
+    if (!chat_body_need_string(r->err, at, id, "id") ||
+        !chat_body_need_string(r->err, at, name, "name"))
         return false;
     if (input == NULL || input->type != JSON_OBJECT)
         return field_fail(r->err, at->text, "invalid_type", "%s.input must be an object", at->text);
-    function = chat_body_object(r->doc, 2);
-    chat_body_put(&function, "name", *name);
-    chat_body_put(&function, "arguments", *input);
-    call = chat_body_object(r->doc, 3);
-    chat_body_put(&call, "id", *id);
-    chat_body_put(&call, "type", chat_body_string("function"));
-    chat_body_put(&call, "function", function);
-    chat_body_push(calls, call);
+    chat_body_push(calls, chat_body_call(r->doc, id, name, input));
     return true;
 }
 
@@ -200,14 +181,14 @@ static bool add_assistant_blocks(struct reader *r, uint32_t i, const struct json
     struct json texts = chat_body_array(r->doc, blocks->len),
                 calls = chat_body_array(r->doc, blocks->len),
                 thinking = chat_body_join(r->doc, blocks, "thinking", "thinking"), *message;
-    struct place at;
+    struct chat_place at;
 
     for (uint32_t k = 0; k < blocks->len; k++) {
         const struct json *block = &blocks->items[k], *type = json_get(block, "type");
 
         snprintf(at.text, sizeof(at.text), "messages[%u].content[%u]", i, k);
         if (json_is(type, "thinking")) {
-            if (!need_string(r, &at, json_get(block, "thinking"), "thinking"))
+            if (!chat_body_need_string(r->err, &at, json_get(block, "thinking"), "thinking"))
                 return false;
         } else if (json_is(type, "tool_use")) {
             if (!add_call(r, &at, block, &calls))
@@ -232,7 +213,7 @@ static bool add_message(struct reader *r, uint32_t i, const struct json *message
 {
     const struct json *role = json_get(message, "role"), *content = json_get(message, "content");
     bool user = json_is(role, "user");
-    struct place at;
+    struct chat_place at;
 
     snprintf(at.text, sizeof(at.text), "messages[%u].role", i);
     if (!user && !json_is(role, "assistant"))
@@ -325,8 +306,8 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
     };
     const struct json *type = chat_get(tool, "type"), *schema = chat_get(tool, "input_schema");
     const struct json *name = json_get(tool, "name"), *description = chat_get(tool, "description");
-    struct json function, made;
-    struct place at, at_type;
+    struct json function;
+    struct chat_place at, at_type;
     struct field f = {.name = at.text};
 
     snprintf(at.text, sizeof(at.text), "tools[%u]", i);
@@ -335,7 +316,7 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
     if (type != NULL && !read_tool_type(&(struct field){.name = at_type.text}, type, NULL, r->err))
         return false;
     if (!chat_params_read_inner(&f, members, tool, r->params, r->err) ||
-        !need_string(r, &at, name, "name"))
+        !chat_body_need_string(r->err, &at, name, "name"))
         return false;
     if (schema == NULL || schema->type != JSON_OBJECT)
         return field_fail(r->err, at.text, "missing_required_parameter",
@@ -345,10 +326,7 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
     if (description != NULL)
         chat_body_put(&function, "description", *description);
     chat_body_put(&function, "parameters", *schema);
-    made = chat_body_object(r->doc, 2);
-    chat_body_put(&made, "type", chat_body_string("function"));
-    chat_body_put(&made, "function", function);
-    chat_body_push(tools, made);
+    chat_body_push(tools, chat_body_function(r->doc, function));
     return true;
 }
 
@@ -374,7 +352,6 @@ static bool add_choice(struct reader *r)
     static const char *const names[][2] = {{"auto", "auto"}, {"any", "required"}, {"none", "none"}};
     const struct json *choice = chat_get(r->body, "tool_choice"), *type = json_get(choice, "type");
     const struct json *name = json_get(choice, "name");
-    struct json function, made;
     bool single = false;
 
     if (choice == NULL)
@@ -390,12 +367,7 @@ static bool add_choice(struct reader *r)
     if (!json_is(type, "tool") || name == NULL || name->type != JSON_STRING)
         return field_fail(r->err, "tool_choice", "invalid_value",
                           "tool_choice.type must be auto, any, none, or tool with a name");
-    function = chat_body_object(r->doc, 1);
-    chat_body_put(&function, "name", *name);
-    made = chat_body_object(r->doc, 2);
-    chat_body_put(&made, "type", chat_body_string("function"));
-    chat_body_put(&made, "function", function);
-    chat_body_put(&r->chat.root, "tool_choice", made);
+    chat_body_put(&r->chat.root, "tool_choice", chat_body_choice(r->doc, name));
     return true;
 }
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "router/fields.h"
+
 enum { MESSAGE_MEMBERS_MAX = 5, ROOT_MEMBERS_MAX = 9 };
 
 static void *take(struct json_doc *doc, size_t n)
@@ -45,6 +47,36 @@ void chat_body_put(struct json *object, const char *key, struct json value)
 void chat_body_push(struct json *array, struct json value)
 {
     array->items[array->len++] = value;
+}
+
+struct json chat_body_function(struct json_doc *doc, struct json function)
+{
+    struct json made = chat_body_object(doc, 2);
+
+    chat_body_put(&made, "type", chat_body_string("function"));
+    chat_body_put(&made, "function", function);
+    return made;
+}
+
+struct json chat_body_choice(struct json_doc *doc, const struct json *name)
+{
+    struct json function = chat_body_object(doc, 1);
+
+    chat_body_put(&function, "name", *name);
+    return chat_body_function(doc, function);
+}
+
+struct json chat_body_call(struct json_doc *doc, const struct json *id, const struct json *name,
+                           const struct json *arguments)
+{
+    struct json function = chat_body_object(doc, 2), call = chat_body_object(doc, 3);
+
+    chat_body_put(&function, "name", *name);
+    chat_body_put(&function, "arguments", *arguments);
+    chat_body_put(&call, "id", *id);
+    chat_body_put(&call, "type", chat_body_string("function"));
+    chat_body_put(&call, "function", function);
+    return call;
 }
 
 /* The text of an item that counts, or NULL. */
@@ -99,6 +131,13 @@ void chat_body_init(struct chat_body *b, struct json_doc *doc, const char *list,
                             .messages_max = messages_max};
     err->list = list;
     err->origin = b->origin;
+}
+
+bool chat_body_need_string(struct chat_error *err, const struct chat_place *at,
+                           const struct json *v, const char *name)
+{
+    return (v != NULL && v->type == JSON_STRING) ||
+           field_fail(err, at->text, "invalid_type", "%s.%s must be a string", at->text, name);
 }
 
 struct json *chat_body_message(struct chat_body *b, uint32_t origin, const char *role)

@@ -11,6 +11,11 @@
 #include "common/base/json.h"
 #include "common/text/chat.h"
 
+/* What errors call a part of the request: "messages[3].content[1]". */
+struct chat_place {
+    char text[64];
+};
+
 struct chat_body {
     struct json_doc *doc;
     struct json root, messages;
@@ -33,6 +38,10 @@ struct json *chat_body_message(struct chat_body *b, uint32_t origin, const char 
  * long as the document. */
 const struct json *chat_body_finish(struct chat_body *b);
 
+/** False with err filled unless v, a member of what stands at that place, is a string. */
+bool chat_body_need_string(struct chat_error *err, const struct chat_place *at,
+                           const struct json *v, const char *name);
+
 /* ---- nodes ---- */
 
 struct json chat_body_object(struct json_doc *doc, uint32_t members_max);
@@ -44,6 +53,16 @@ struct json chat_body_true(void);
 /** Neither may pass the number that the node was made for. key is borrowed. */
 void chat_body_put(struct json *object, const char *key, struct json value);
 void chat_body_push(struct json *array, struct json value);
+
+/** { "type": "function", "function": function }: a tool, or the choice of one. */
+struct json chat_body_function(struct json_doc *doc, struct json function);
+
+/** The choice of the function of this name. */
+struct json chat_body_choice(struct json_doc *doc, const struct json *name);
+
+/** A past call. @param arguments  an object, or a string that spells one */
+struct json chat_body_call(struct json_doc *doc, const struct json *id, const struct json *name,
+                           const struct json *arguments);
 
 /** Strings joined by newlines: the list's members of that key, of its items of that type.
  * JSON_NULL when there are none. */

@@ -15,11 +15,6 @@ struct reader {
     struct json reasoning;  /* of the next assistant message; JSON_NULL: none */
 };
 
-/* "input[3].content[1]" */
-struct place {
-    char text[64];
-};
-
 /* ---- fields ---- */
 
 #define AT(member) offsetof(struct chat_params, member)
@@ -141,13 +136,6 @@ const struct field *const responses_tables[] = {fields, NULL};
 
 /* ---- input ---- */
 
-static bool need_string(struct reader *r, const struct place *at, const struct json *v,
-                        const char *name)
-{
-    return (v != NULL && v->type == JSON_STRING) ||
-           field_fail(r->err, at->text, "invalid_type", "%s.%s must be a string", at->text, name);
-}
-
 /* A string, or a list of parts that hold text, as chat's content. */
 static bool read_content(struct reader *r, const char *name, const struct json *v, struct json *out)
 {
@@ -198,7 +186,7 @@ static bool add_message(struct reader *r, uint32_t i, const struct json *item)
     static const char *const roles[] = {"user", "system", "developer", "assistant"};
     const struct json *role = json_get(item, "role");
     struct json content, *message = NULL;
-    struct place at;
+    struct chat_place at;
 
     snprintf(at.text, sizeof(at.text), "input[%u].content", i);
     if (!read_content(r, at.text, json_get(item, "content"), &content))
@@ -242,12 +230,13 @@ static bool add_call(struct reader *r, uint32_t i, const struct json *item)
 {
     const struct json *id = json_get(item, "call_id"), *name = json_get(item, "name");
     const struct json *arguments = json_get(item, "arguments");
-    struct json call, function, *calls;
-    struct place at;
+    struct json *calls;
+    struct chat_place at;
 
     snprintf(at.text, sizeof(at.text), "input[%u]", i);
-    if (!need_string(r, &at, id, "call_id") || !need_string(r, &at, name, "name") ||
-        !need_string(r, &at, arguments, "arguments"))
+    if (!chat_body_need_string(r->err, &at, id, "call_id") ||
+        !chat_body_need_string(r->err, &at, name, "name") ||
+        !chat_body_need_string(r->err, &at, arguments, "arguments"))
         return false;
     if (r->assistant == NULL)
         open_assistant(r, i);
@@ -256,14 +245,7 @@ static bool add_call(struct reader *r, uint32_t i, const struct json *item)
         chat_body_put(r->assistant, "tool_calls", chat_body_array(r->doc, calls_from(r, i)));
         calls = (struct json *)json_get(r->assistant, "tool_calls");
     }
-    function = chat_body_object(r->doc, 2);
-    chat_body_put(&function, "name", *name);
-    chat_body_put(&function, "arguments", *arguments);
-    call = chat_body_object(r->doc, 3);
-    chat_body_put(&call, "id", *id);
-    chat_body_put(&call, "type", chat_body_string("function"));
-    chat_body_put(&call, "function", function);
-    chat_body_push(calls, call);
+    chat_body_push(calls, chat_body_call(r->doc, id, name, arguments));
     return true;
 }
 
@@ -271,11 +253,11 @@ static bool add_output(struct reader *r, uint32_t i, const struct json *item)
 {
     const struct json *id = json_get(item, "call_id");
     struct json content, *message;
-    struct place at, at_output;
+    struct chat_place at, at_output;
 
     snprintf(at.text, sizeof(at.text), "input[%u]", i);
     snprintf(at_output.text, sizeof(at_output.text), "input[%u].output", i);
-    if (!need_string(r, &at, id, "call_id") ||
+    if (!chat_body_need_string(r->err, &at, id, "call_id") ||
         !read_content(r, at_output.text, json_get(item, "output"), &content))
         return false;
     r->assistant = NULL;
@@ -289,7 +271,7 @@ static bool add_reasoning(struct reader *r, uint32_t i, const struct json *item)
 {
     const struct json *sealed = chat_get(item, "encrypted_content");
     struct json text = chat_body_join(r->doc, json_get(item, "content"), "reasoning_text", "text");
-    struct place at;
+    struct chat_place at;
 
     snprintf(at.text, sizeof(at.text), "input[%u].encrypted_content", i);
     if (text.type == JSON_NULL)
@@ -307,7 +289,7 @@ static bool add_reasoning(struct reader *r, uint32_t i, const struct json *item)
 /* Reasoning that no item of the assistant's follows would be lost. */
 static bool check_reasoning(struct reader *r, uint32_t i)
 {
-    struct place at;
+    struct chat_place at;
 
     if (r->reasoning.type == JSON_NULL)
         return true;
@@ -321,7 +303,7 @@ static bool check_reasoning(struct reader *r, uint32_t i)
 static bool add_item(struct reader *r, uint32_t i, const struct json *item)
 {
     const struct json *type = chat_get(item, "type");
-    struct place at;
+    struct chat_place at;
 
     if (!json_is(json_get(item, "role"), "assistant") && !json_is(type, "function_call") &&
         !check_reasoning(r, i - 1))
@@ -386,8 +368,8 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
     };
     static const char *const shown[] = {"name", "description", "parameters"};
     const struct json *type = json_get(tool, "type");
-    struct json function, made;
-    struct place at;
+    struct json function;
+    struct chat_place at;
     struct field f = {.name = at.text};
 
     snprintf(at.text, sizeof(at.text), "tools[%u]", i);
@@ -397,16 +379,13 @@ static bool add_tool(struct reader *r, uint32_t i, const struct json *tool, stru
                           type != NULL && type->type == JSON_STRING ? chat_shown(type) : 0,
                           type != NULL && type->type == JSON_STRING ? type->text : "");
     if (!chat_params_read_inner(&f, members, tool, r->params, r->err) ||
-        !need_string(r, &at, json_get(tool, "name"), "name"))
+        !chat_body_need_string(r->err, &at, json_get(tool, "name"), "name"))
         return false;
     function = chat_body_object(r->doc, 3);
     for (size_t k = 0; k < sizeof(shown) / sizeof(shown[0]); k++)
         if (chat_get(tool, shown[k]) != NULL)
             chat_body_put(&function, shown[k], *chat_get(tool, shown[k]));
-    made = chat_body_object(r->doc, 2);
-    chat_body_put(&made, "type", chat_body_string("function"));
-    chat_body_put(&made, "function", function);
-    chat_body_push(tools, made);
+    chat_body_push(tools, chat_body_function(r->doc, function));
     return true;
 }
 
@@ -414,7 +393,7 @@ static bool add_tools(struct reader *r)
 {
     const struct json *tools = chat_get(r->body, "tools");
     const struct json *choice = chat_get(r->body, "tool_choice"), *name = json_get(choice, "name");
-    struct json made, function;
+    struct json made;
 
     if (tools != NULL && tools->type != JSON_ARRAY)
         return field_fail(r->err, "tools", "invalid_type", "tools must be a list");
@@ -435,12 +414,7 @@ static bool add_tools(struct reader *r)
         return field_fail(r->err, "tool_choice", "invalid_value",
                           "tool_choice must be none, auto, required or {\"type\": \"function\", "
                           "\"name\": ...}");
-    function = chat_body_object(r->doc, 1);
-    chat_body_put(&function, "name", *name);
-    made = chat_body_object(r->doc, 2);
-    chat_body_put(&made, "type", chat_body_string("function"));
-    chat_body_put(&made, "function", function);
-    chat_body_put(&r->chat.root, "tool_choice", made);
+    chat_body_put(&r->chat.root, "tool_choice", chat_body_choice(r->doc, name));
     return true;
 }
 

@@ -1,5 +1,6 @@
 """The router's other APIs before mock workers: completions, tokens, what it says about itself."""
 import json
+import random
 import threading
 import urllib.request
 
@@ -349,3 +350,45 @@ def test_the_most_effort_asks_for_a_long_context(tmp_path, router, tokenizer_jso
             assert post(c, "/v1/chat/completions", body)[0] == 200
         finally:
             c.stop()
+
+
+def test_clients_that_leave_at_any_point_leave_nothing_behind(threads):
+    """Streams of every API, cut off at random, while others are aborted and caches are flushed."""
+    said, rng, left = directive(text="Hm.</think>Let me see." + CALL, batch=2, interval_ms=3), random.Random(8), []
+    tool = {"name": "get_weather", "parameters": {"type": "object"}}
+    messages = [{"role": "user", "content": said}]
+    bodies = [
+        ("/v1/messages", {"model": "m", "max_tokens": 500, "thinking": {"type": "adaptive"}, "messages": messages,
+                          "tools": [{"name": "get_weather", "input_schema": {"type": "object"}}]}),
+        ("/v1/responses", {"model": "m", "input": said, "tools": [{"type": "function", **tool}],
+                           "include": ["message.output_text.logprobs"]}),
+        ("/v1/chat/completions", {"messages": messages, "tools": [{"type": "function", "function": tool}],
+                                  "stream_reasoning": False, "logprobs": True}),
+        ("/generate", {"text": said, "return_logprob": True, "logprob_start_len": 0, "rid": "mine"}),
+    ]
+
+    def client(i):
+        path, body = bodies[i % len(bodies)]
+        data = json.dumps({**body, "stream": i % 5 != 0}).encode()
+        with threads.connect() as s:
+            s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
+            want = stop_at[i]
+            while want > 0 and (got := s.recv(want)):
+                want -= len(got)
+        left.append(i)
+
+    stop_at = [rng.choice([0, 1, rng.randrange(20000)]) for _ in range(200)]
+    for at in range(0, 200, 20):
+        running = [threading.Thread(target=client, args=(i,)) for i in range(at, at + 20)]
+        for t in running:
+            t.start()
+        assert post(threads, "/abort_request", {"rid": "mine"})[0] == 200
+        assert http_get(threads.url + "/flush_cache")[0] == 200
+        for t in running:
+            t.join(1 * SLOW)
+        assert post(threads, "/abort_request", {"abort_all": True})[0] == 200
+        for t in running:
+            t.join(30 * SLOW)
+    assert sorted(left) == list(range(200))
+    wait_until("nothing runs", lambda: all(w["running"] == 0 for w in threads.workers()))
+    assert generate(threads, {"text": "still here"})[1]["text"] == "still here"
