@@ -1,5 +1,6 @@
 """Anthropic's Messages API before mock workers, with the anthropic client."""
 import json
+import urllib.request
 
 import anthropic
 import pytest
@@ -226,6 +227,17 @@ def test_a_silent_stream_is_kept_alive_by_pings(router):
         "model": "m", "max_tokens": 100, "stream": True,
         "messages": [{"role": "user", "content": directive(text="a b", batch=1, interval_ms=2500)}]})
     assert "ping" in [n for n, _ in events] and events[-1][0] == "message_stop"
+    body = {"stream": True, "messages": [{"role": "user", "content": directive(text="a b", interval_ms=2500)}]}
+    r = urllib.request.Request(router.url + "/v1/chat/completions", data=json.dumps(body).encode(), method="POST")
+    with urllib.request.urlopen(r, timeout=60 * SLOW) as f:
+        text = f.read().decode()
+    assert "\n\n: keep-alive\n\n" in text and text.endswith("data: [DONE]\n\n")
+
+
+def test_models_are_listed_for_both_kinds_of_clients(router):
+    (a,), (o,) = client(router).models.list().data, router.client().models.list().data
+    assert a.id == o.id == a.display_name == "mock" and a.type == "model" and a.created_at.timestamp() == o.created
+    assert client(router).models.retrieve("mock").id == router.client().models.retrieve("mock").id == "mock"
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
