@@ -11,18 +11,12 @@
 #include "router/intake.h"
 #include "router/routes.h"
 
-/* What ended it: a stop string, a token, neither. */
 static void put_finish(const struct job_choice *c, const char *finish, struct buf *out)
 {
-    size_t n;
-    const char *string = chat_answer_stop_string(&c->answer, &n);
-
     buf_printf(out, "{\"type\":\"%s\"", finish);
-    if (string != NULL) {
+    if (strcmp(finish, "stop") == 0) {
         buf_puts(out, ",\"matched\":");
-        json_write_string(out, string, n);
-    } else if (c->answer.stop_id >= 0) {
-        buf_printf(out, ",\"matched\":%d", c->answer.stop_id);
+        job_put_matched(c, out);
     }
     buf_puts(out, "}");
 }

@@ -142,6 +142,10 @@ void job_put_tail(const struct job *j, struct buf *out);
 /** Appends the way of the request as a JSON object: workers, bytes moved, times. */
 void job_put_path(const struct job *j, struct buf *out);
 
+/** Appends what ended a choice: the stop string, the token's id, or null; SGLang's "matched_stop".
+ */
+void job_put_matched(const struct job_choice *c, struct buf *out);
+
 /** Appends the value of a whole choice's "logprobs" in the format's style. */
 void job_put_logprobs(const struct job_choice *c, struct buf *out);
 

@@ -392,3 +392,14 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(threads):
     assert sorted(left) == list(range(200))
     wait_until("nothing runs", lambda: all(w["running"] == 0 for w in threads.workers()))
     assert generate(threads, {"text": "still here"})[1]["text"] == "still here"
+
+
+def test_what_matched_is_told_as_sglang_tells_it(router):
+    chat = {"messages": [{"role": "user", "content": directive(text="one two three")}],
+            "chat_template_kwargs": {"thinking": False}}
+    for path, body in ("/v1/chat/completions", chat), ("/v1/completions", {"prompt": directive(text="one two three")}):
+        for extra, want in ({}, EOS), ({"stop": "two"}, "two"), ({"max_tokens": 2}, None):
+            status, r = post(router, path, {**body, **extra})
+            assert status == 200 and r["choices"][0]["matched_stop"] == want
+            last = [json.loads(e)["choices"][0] for e in events(router, path, {**body, **extra, "stream": True})[:-1]]
+            assert last[-1]["matched_stop"] == want and not any("matched_stop" in c for c in last[:-1])
