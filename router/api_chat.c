@@ -45,8 +45,13 @@ static void delta(struct job *j, struct job_choice *c, const struct chat_delta *
 static void end_choice(struct job *j, struct job_choice *c, struct buf *out)
 {
     struct chat_usage usage = job_usage(j);
+    struct buf matched = {0};
 
+    job_put_matched(c, &matched);
+    j->sse.matched_stop = &matched;
     chat_sse_finish(&j->sse, c->index, c->answer.finish, &usage, out);
+    j->sse.matched_stop = NULL;
+    buf_deinit(&matched);
 }
 
 static void error(struct job *j, int http_status, const char *message, struct buf *out)
@@ -89,7 +94,9 @@ static void put_choice(const struct job_choice *c, struct buf *out)
         put_calls(c, out);
     buf_puts(out, "},\"logprobs\":");
     job_put_logprobs(c, out);
-    buf_printf(out, ",\"finish_reason\":\"%s\"}", c->answer.finish);
+    buf_printf(out, ",\"finish_reason\":\"%s\",\"matched_stop\":", c->answer.finish);
+    job_put_matched(c, out);
+    buf_puts(out, "}");
 }
 
 static void whole(struct job *j, struct buf *out)
@@ -104,6 +111,7 @@ static void whole(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "chatcmpl-",
+    .aborts = true,
     .logprobs_style = LOGPROBS_CHAT,
     .begin_choice = begin_choice,
     .delta = delta,

@@ -31,7 +31,13 @@ static void delta(struct job *j, struct job_choice *c, const struct chat_delta *
 
 static void end_choice(struct job *j, struct job_choice *c, struct buf *out)
 {
+    struct buf matched = {0};
+
+    job_put_matched(c, &matched);
+    j->sse.matched_stop = &matched;
     put_text(j, c, "", 0, c->answer.finish, out);
+    j->sse.matched_stop = NULL;
+    buf_deinit(&matched);
 }
 
 static void error(struct job *j, int http_status, const char *message, struct buf *out)
@@ -53,7 +59,9 @@ static void whole(struct job *j, struct buf *out)
         json_write_string(out, c->content.data, c->content.len);
         buf_puts(out, ",\"logprobs\":");
         job_put_logprobs(c, out);
-        buf_printf(out, ",\"finish_reason\":\"%s\"}", c->answer.finish);
+        buf_printf(out, ",\"finish_reason\":\"%s\",\"matched_stop\":", c->answer.finish);
+        job_put_matched(c, out);
+        buf_puts(out, "}");
     }
     job_put_tail(j, out);
 }
@@ -67,6 +75,7 @@ static void whole_health(struct job *j, struct buf *out)
 
 static const struct job_format format = {
     .id_prefix = "cmpl-",
+    .aborts = true,
     .logprobs_style = LOGPROBS_COMPLETION,
     .begin_choice = begin_choice,
     .delta = delta,

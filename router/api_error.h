@@ -19,4 +19,11 @@
 void api_error_json(struct buf *out, int http_status, const char *param, const char *code,
                     const char *message);
 
+/** A message as a JSON string; bytes that are not UTF-8 become '?'. */
+void api_error_text(struct buf *out, const char *message);
+
+/** The same as api_error_json() in the shape that Anthropic's clients read. */
+void api_error_anthropic_json(struct buf *out, int http_status, const char *request_id,
+                              const char *message);
+
 #endif

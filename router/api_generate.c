@@ -11,6 +11,16 @@
 #include "router/intake.h"
 #include "router/routes.h"
 
+static void put_finish(const struct job_choice *c, const char *finish, struct buf *out)
+{
+    buf_printf(out, "{\"type\":\"%s\"", finish);
+    if (strcmp(finish, "stop") == 0) {
+        buf_puts(out, ",\"matched\":");
+        job_put_matched(c, out);
+    }
+    buf_puts(out, "}");
+}
+
 /* An answer as it stands. @param finish  NULL while it goes on */
 static void put_answer(const struct job *j, const struct job_choice *c, const char *finish,
                        struct buf *out)
@@ -29,7 +39,12 @@ static void put_answer(const struct job *j, const struct job_choice *c, const ch
         buf_printf(out, "{\"type\":\"length\",\"length\":%llu}",
                    (unsigned long long)c->answer.n_completion);
     else
-        buf_printf(out, "{\"type\":\"%s\"}", finish);
+        put_finish(c, finish, out);
+    if (c->logprobs != NULL) {
+        buf_puts(out, ",");
+        token_logprobs_write_meta(c->logprobs, j->logprob_tops, j->logprob_text,
+                                  j->thread->router->tokenizer, out);
+    }
     buf_printf(out,
                ",\"prompt_tokens\":%zu,\"completion_tokens\":%llu,\"cached_tokens\":%zu,"
                "\"e2e_latency\":%.6f}",
@@ -93,6 +108,7 @@ static void whole(struct job *j, struct buf *out)
 static const struct job_format format = {
     .id_prefix = "gen-",
     .keeps_ids = true,
+    .aborts = true,
     .begin_choice = begin_choice,
     .delta = delta,
     .end_choice = end_choice,

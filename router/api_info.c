@@ -2,6 +2,7 @@
  * api_info: what the router tells about itself: models, health, readiness, metrics, workers.
  */
 #include <string.h>
+#include <time.h>
 
 #include "common/base/clock.h"
 #include "common/base/json.h"
@@ -13,14 +14,21 @@ static void put_string(struct buf *out, const char *s)
     json_write_string(out, s, strlen(s));
 }
 
+/* With the members that OpenAI's and those that Anthropic's clients look for. */
 static void put_model(struct router_thread *t, struct buf *out)
 {
     uint64_t context = workers_context_length(t->workers);
+    time_t started = (time_t)t->router->started_unix_s;
+    char created[32];
+    struct tm tm;
 
     buf_puts(out, "{\"id\":");
     put_string(out, t->router->model_name);
     buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"baton\",\"root\":",
                (long long)t->router->started_unix_s);
+    put_string(out, t->router->model_name);
+    strftime(created, sizeof(created), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&started, &tm));
+    buf_printf(out, ",\"type\":\"model\",\"created_at\":\"%s\",\"display_name\":", created);
     put_string(out, t->router->model_name);
     if (context > 0)
         buf_printf(out, ",\"max_model_len\":%llu}", (unsigned long long)context);
@@ -45,7 +53,11 @@ void api_models(struct router_thread *t, struct http_exchange *x)
     } else {
         buf_puts(&body, "{\"object\":\"list\",\"data\":[");
         put_model(t, &body);
-        buf_puts(&body, "]}");
+        buf_puts(&body, "],\"has_more\":false,\"first_id\":");
+        put_string(&body, t->router->model_name);
+        buf_puts(&body, ",\"last_id\":");
+        put_string(&body, t->router->model_name);
+        buf_puts(&body, "}");
         reply_json(t, x, 200, &body);
     }
     buf_deinit(&body);

@@ -38,6 +38,13 @@ static void put_call(struct chat_answer *a, unsigned call, const char *name, siz
 
 /* ---- between parser and deltas --------------------------------------------------------------- */
 
+/* Reasoning is over: what was held of it comes out. */
+static void release_reasoning(struct chat_answer *a)
+{
+    put(a, CHAT_REASONING, 0, a->held.data, a->held.len);
+    buf_deinit(&a->held);
+}
+
 static void put_content(struct chat_answer *a, const char *text, size_t len)
 {
     if (a->stop == NULL)
@@ -65,13 +72,18 @@ static void on_parsed(void *ctx, const struct parse_event *e)
 {
     struct chat_answer *a = ctx;
 
-    if (a->stopped)
+    if (a->stopped || a->cut)
         return;
     if (e->kind != PARSE_REASONING)
         end_reasoning(a);
+    if (e->kind != PARSE_REASONING && a->held.len > 0)
+        release_reasoning(a);
     switch (e->kind) {
     case PARSE_REASONING:
-        put(a, a->separate_reasoning ? CHAT_REASONING : CHAT_CONTENT, 0, e->text, e->len);
+        if (a->hold_reasoning)
+            buf_append(&a->held, e->text, e->len);
+        else
+            put(a, a->separate_reasoning ? CHAT_REASONING : CHAT_CONTENT, 0, e->text, e->len);
         break;
     case PARSE_CONTENT:
         put_content(a, e->text, e->len);
@@ -84,6 +96,7 @@ static void on_parsed(void *ctx, const struct parse_event *e)
         put(a, CHAT_ARGUMENTS, e->call, e->text, e->len);
         break;
     case PARSE_CALL_END:
+        a->cut = a->single_call;
         break;
     }
 }
@@ -112,10 +125,17 @@ static void finish(struct chat_answer *a, const char *engine_finish)
         take_text(a, text);
     }
     a->finish = a->parse != NULL ? parse_finish(a->parse, engine_finish) : engine_finish;
+    if (a->held.len > 0)
+        release_reasoning(a);
     if (a->stopped)
         a->finish = "stop";
     else
         release_withheld(a);
+}
+
+bool chat_answer_in_reasoning(const struct chat_answer *a)
+{
+    return a->parse != NULL && parse_in_reasoning(a->parse);
 }
 
 static bool is_silent(const struct chat_answer *a, int32_t id, bool is_stop_token)
@@ -132,8 +152,10 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
         bool last = i + 1 == n && engine_finish == BATON__V1__FINISH_REASON__FINISH_STOP;
         bool silent = is_silent(a, ids[i], last);
 
+        if (last)
+            a->stop_id = ids[i];
         a->n_completion++;
-        a->n_reasoning += !silent && a->parse != NULL && parse_in_reasoning(a->parse);
+        a->n_reasoning += !silent && chat_answer_in_reasoning(a);
         if (silent)
             continue;
         text->len = 0;
@@ -145,13 +167,18 @@ enum status_code chat_answer_push(struct chat_answer *a, const int32_t *ids, siz
                               ids[i], tokenizer_vocab(a->router->tokenizer));
         }
         take_text(a, text);
-        if (a->stopped || (a->parse != NULL && parse_is_over(a->parse)))
+        if (a->stopped || a->cut || (a->parse != NULL && parse_is_over(a->parse)))
             finish(a, "stop");
     }
     if (a->finish == NULL && engine_finish != BATON__V1__FINISH_REASON__FINISH_NONE)
         finish(a, engine_finish == BATON__V1__FINISH_REASON__FINISH_LENGTH ? "length" : "stop");
     flush(a);
     return status_ok(st);
+}
+
+const char *chat_answer_stop_string(const struct chat_answer *a, size_t *len)
+{
+    return a->stopped ? stop_text(a->stop, (size_t)stop_found(a->stop), len) : NULL;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -171,6 +198,9 @@ enum status_code chat_answer_init(struct chat_answer *a, const struct router *ro
         .separate_reasoning = p->separate_reasoning,
         .in_reasoning = !task->raw && task->start == TURN_REASONING,
         .no_stop_trim = p->no_stop_trim,
+        .single_call = !p->parallel_tool_calls,
+        .hold_reasoning = !p->stream_reasoning && p->stream && p->separate_reasoning,
+        .stop_id = -1,
     };
     status_ok(st);
     if (!task->raw && parse_new(&options, on_parsed, a, &a->parse, st) != ST_OK)
@@ -184,6 +214,7 @@ void chat_answer_deinit(struct chat_answer *a)
 {
     parse_free(a->parse);
     stop_free(a->stop);
+    buf_deinit(&a->held);
     a->parse = NULL;
     a->stop = NULL;
 }

@@ -47,13 +47,18 @@ struct chat_answer {
     chat_delta_fn emit;
     void *arg;
     bool separate_reasoning;
-    bool in_reasoning; /* not separate: </think> is still to be written */
+    bool single_call;    /* the answer ends with its first call */
+    bool cut;            /* it has */
+    bool hold_reasoning; /* it comes out in one piece, once it is complete */
+    struct buf held;     /* such reasoning */
+    bool in_reasoning;   /* not separate: </think> is still to be written */
     bool no_stop_trim;
     bool stopped; /* a stop string was found: nothing more comes out */
     enum chat_delta_kind pending_kind;
     unsigned pending_call;
     uint64_t n_completion, n_reasoning; /* tokens */
     const char *finish; /* NULL while it goes on; else "stop", "length", "tool_calls" */
+    int32_t stop_id;    /* the token that ended it, else -1 */
 };
 
 /**
@@ -64,6 +69,12 @@ enum status_code chat_answer_init(struct chat_answer *a, const struct router *ro
                                   const struct text_task *task, struct chat_answer_scratch *scratch,
                                   chat_delta_fn emit, void *arg, struct status *st);
 void chat_answer_deinit(struct chat_answer *a);
+
+/** Whether the next token is the reasoning's, the one that ends it included. */
+bool chat_answer_in_reasoning(const struct chat_answer *a);
+
+/** The stop string that ended it, NULL when none did; borrowed as long as a. */
+const char *chat_answer_stop_string(const struct chat_answer *a, size_t *len);
 
 /**
  * Takes new tokens. Afterwards a->finish says whether the answer is complete, which may be so

@@ -4,8 +4,8 @@
 
 enum { COMPLETION_MAX_TOKENS = 16, GENERATE_MAX_TOKENS = 128 };
 
-static bool read_stop(const struct field *f, const struct json *v, void *out,
-                      struct chat_error *err)
+bool chat_params_read_stop(const struct field *f, const struct json *v, void *out,
+                           struct chat_error *err)
 {
     struct chat_params *p = out;
     const struct json *items = v->type == JSON_ARRAY ? v->items : v;
@@ -122,6 +122,21 @@ static bool read_modalities(const struct field *f, const struct json *v, void *o
            field_fail(err, f->name, "invalid_type", "modalities must be a list");
 }
 
+bool chat_params_read_inner(const struct field *f, const struct field *table, const struct json *v,
+                            void *out, struct chat_error *err)
+{
+    const struct field *const tables[] = {table, NULL};
+    char inner[sizeof(err->param)];
+
+    if (v->type != JSON_OBJECT)
+        return field_fail(err, f->name, "invalid_type", "%s must be an object", f->name);
+    if (fields_read(tables, v, out, err))
+        return true;
+    memcpy(inner, err->param, sizeof(inner));
+    snprintf(err->param, sizeof(err->param), "%.60s%s%.60s", f->name, *inner ? "." : "", inner);
+    return false;
+}
+
 static bool read_stream_options(const struct field *f, const struct json *v, void *out,
                                 struct chat_error *err)
 {
@@ -131,30 +146,11 @@ static bool read_stream_options(const struct field *f, const struct json *v, voi
         {"include_obfuscation", FIELD_NEUTRAL, .neutral = "false"},
         {NULL},
     };
-    static const struct field *const tables[] = {options, NULL};
-    char inner[sizeof(err->param)];
 
-    (void)f;
-    if (fields_read(tables, v, out, err))
-        return true;
-    memcpy(inner, err->param, sizeof(inner));
-    snprintf(err->param, sizeof(err->param), "stream_options%s%.100s", *inner ? "." : "", inner);
-    return false;
+    return chat_params_read_inner(f, options, v, out, err);
 }
 
 #define AT(member) offsetof(struct chat_params, member)
-#define ELSEWHERE(text)                                                                            \
-    {                                                                                              \
-        .name = text, .kind = FIELD_ELSEWHERE                                                      \
-    }
-#define NO_EFFECT(text)                                                                            \
-    {                                                                                              \
-        .name = text, .kind = FIELD_NO_EFFECT                                                      \
-    }
-#define NEUTRAL(text, values)                                                                      \
-    {                                                                                              \
-        .name = text, .kind = FIELD_NEUTRAL, .neutral = values                                     \
-    }
 
 /* What every API that generates takes. */
 static const struct field shared_fields[] = {
@@ -171,112 +167,135 @@ static const struct field shared_fields[] = {
     {"repetition_penalty", FIELD_FLOAT, AT(repetition_penalty), 1e-3, 2},
     {"logit_bias", FIELD_READ, .read = read_logit_bias},
     {"seed", FIELD_READ, .read = read_seed},
-    {"stop", FIELD_READ, .read = read_stop},
+    {"stop", FIELD_READ, .read = chat_params_read_stop},
     {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
     {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},
     {"priority", FIELD_INT, AT(priority), INT32_MIN, INT32_MAX},
     {"rid", FIELD_STRING, AT(rid), .max = 63},
+    {"cache_salt", FIELD_STRING, AT(cache_salt), .max = CHAT_SALT_BYTES_MAX},
+    {"extra_key", FIELD_STRING, AT(extra_key), .max = CHAT_SALT_BYTES_MAX},
     /* The answer. */
     {"stream", FIELD_BOOL, AT(stream)},
     {"stream_options", FIELD_READ, .read = read_stream_options},
     {"no_stop_trim", FIELD_BOOL, AT(no_stop_trim)},
     {"include_stop_str_in_output", FIELD_BOOL, AT(no_stop_trim)}, /* vLLM's name */
     /* Labels. */
-    NO_EFFECT("user"),
-    NO_EFFECT("metadata"),
-    NO_EFFECT("safety_identifier"),
-    NO_EFFECT("prompt_cache_key"),
-    NO_EFFECT("prompt_cache_retention"),
+    FIELD_NO_EFFECT_ROW("user"),
+    FIELD_NO_EFFECT_ROW("metadata"),
+    FIELD_NO_EFFECT_ROW("safety_identifier"),
+    FIELD_NO_EFFECT_ROW("prompt_cache_key"),
+    FIELD_NO_EFFECT_ROW("prompt_cache_retention"),
+    FIELD_NO_EFFECT_ROW("prompt_cache_options"),
+    FIELD_NO_EFFECT_ROW("custom_labels"),
     /* Not offered. */
-    NEUTRAL("length_penalty", "1"),
-    NEUTRAL("prompt_logprobs", "0|false"),
-    NEUTRAL("best_of", "1"),
-    NEUTRAL("use_beam_search", "false"),
-    NEUTRAL("add_special_tokens", "true|false"), /* the tokenizer adds none either way */
-    NEUTRAL("skip_special_tokens", "true"),
-    NEUTRAL("spaces_between_special_tokens", "true"),
-    NEUTRAL("store", "false"),
-    NEUTRAL("service_tier", "\"auto\"|\"default\""),
-    NEUTRAL("regex", NULL),
-    NEUTRAL("ebnf", NULL),
-    NEUTRAL("json_schema", NULL),
-    NEUTRAL("guided_json", NULL),
-    NEUTRAL("guided_regex", NULL),
-    NEUTRAL("guided_choice", NULL),
-    NEUTRAL("guided_grammar", NULL),
-    NEUTRAL("structured_outputs", NULL),
-    NEUTRAL("stop_regex", "[]"),
-    NEUTRAL("bad_words", "[]"),
-    NEUTRAL("allowed_token_ids", "[]"),
-    NEUTRAL("truncate_prompt_tokens", "0"),
-    NEUTRAL("logits_processors", "[]"),
-    NEUTRAL("custom_logit_processor", NULL),
-    NEUTRAL("custom_params", "{}"),
-    NEUTRAL("lora_path", "\"\""),
-    NEUTRAL("session_params", "{}"),
-    NEUTRAL("return_hidden_states", "false"),
-    NEUTRAL("return_routed_experts", "false"),
-    NEUTRAL("return_token_ids", "false"),
-    NEUTRAL("return_cached_tokens_details", "false"),
-    NEUTRAL("extra_key", "\"\""),
-    NEUTRAL("cache_salt", "\"\""),
-    NEUTRAL("bootstrap_host", NULL),
-    NEUTRAL("bootstrap_port", NULL),
-    NEUTRAL("bootstrap_room", NULL),
-    NEUTRAL("data_parallel_rank", NULL),
-    NEUTRAL("kv_transfer_params", "{}"),
+    FIELD_NEUTRAL_ROW("length_penalty", "1"),
+    FIELD_NEUTRAL_ROW("prompt_logprobs", "0|false"),
+    FIELD_NEUTRAL_ROW("best_of", "1"),
+    FIELD_NEUTRAL_ROW("use_beam_search", "false"),
+    FIELD_NEUTRAL_ROW("add_special_tokens", "true|false"), /* the tokenizer adds none either way */
+    FIELD_NEUTRAL_ROW("skip_special_tokens", "true"),
+    FIELD_NEUTRAL_ROW("spaces_between_special_tokens", "true"),
+    FIELD_NEUTRAL_ROW("store", "false"),
+    FIELD_NEUTRAL_ROW("service_tier", "\"auto\"|\"default\""),
+    FIELD_NEUTRAL_ROW("regex", NULL),
+    FIELD_NEUTRAL_ROW("ebnf", NULL),
+    FIELD_NEUTRAL_ROW("json_schema", NULL),
+    FIELD_NEUTRAL_ROW("guided_json", NULL),
+    FIELD_NEUTRAL_ROW("guided_regex", NULL),
+    FIELD_NEUTRAL_ROW("guided_choice", NULL),
+    FIELD_NEUTRAL_ROW("guided_grammar", NULL),
+    FIELD_NEUTRAL_ROW("structured_outputs", NULL),
+    FIELD_NEUTRAL_ROW("stop_regex", "[]"),
+    FIELD_NEUTRAL_ROW("bad_words", "[]"),
+    FIELD_NEUTRAL_ROW("allowed_token_ids", "[]"),
+    FIELD_NEUTRAL_ROW("truncate_prompt_tokens", "0"),
+    FIELD_NEUTRAL_ROW("logits_processors", "[]"),
+    FIELD_NEUTRAL_ROW("custom_logit_processor", NULL),
+    FIELD_NEUTRAL_ROW("custom_params", "{}"),
+    FIELD_NEUTRAL_ROW("lora_path", "\"\""),
+    FIELD_NEUTRAL_ROW("session_params", "{}"),
+    FIELD_NEUTRAL_ROW("return_hidden_states", "false"),
+    FIELD_NEUTRAL_ROW("return_routed_experts", "false"),
+    FIELD_NEUTRAL_ROW("return_token_ids", "false"),
+    FIELD_NEUTRAL_ROW("return_cached_tokens_details", "false"),
+    FIELD_NEUTRAL_ROW("return_spec_tokens_details", "false"),
+    FIELD_NEUTRAL_ROW("return_prompt_token_ids", "false"),
+    FIELD_NEUTRAL_ROW("return_meta_info", "false"),
+    FIELD_NEUTRAL_ROW("routed_experts_start_len", "0"),
+    FIELD_NEUTRAL_ROW("session_id", "\"\""),
+    FIELD_NEUTRAL_ROW("watermark", "false|{}"),
+    FIELD_NEUTRAL_ROW("images_config", "{}"),
+    FIELD_NEUTRAL_ROW("video_config", "{}"),
+    FIELD_NEUTRAL_ROW("moderation", NULL),
+    FIELD_NEUTRAL_ROW("mm_processor_kwargs", "{}"),
+    FIELD_NEUTRAL_ROW("routed_dp_rank", NULL),
+    FIELD_NEUTRAL_ROW("disagg_prefill_dp_rank", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_host", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_port", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_room", NULL),
+    FIELD_NEUTRAL_ROW("data_parallel_rank", NULL),
+    FIELD_NEUTRAL_ROW("kv_transfer_params", "{}"),
     {NULL},
 };
 
 static const struct field chat_fields[] = {
     /* The prompt: common/text/chat reads these. */
-    ELSEWHERE("messages"),
-    ELSEWHERE("tools"),
-    ELSEWHERE("tool_choice"),
-    ELSEWHERE("parallel_tool_calls"),
-    ELSEWHERE("response_format"),
-    ELSEWHERE("thinking"),
-    ELSEWHERE("reasoning_effort"),
-    ELSEWHERE("chat_template_kwargs"),
-    ELSEWHERE("continue_final_message"),
-    ELSEWHERE("task"),
+    FIELD_ELSEWHERE_ROW("messages"),
+    FIELD_ELSEWHERE_ROW("tools"),
+    FIELD_ELSEWHERE_ROW("tool_choice"),
+    FIELD_ELSEWHERE_ROW("response_format"),
+    FIELD_ELSEWHERE_ROW("thinking"),
+    FIELD_ELSEWHERE_ROW("reasoning_effort"),
+    FIELD_ELSEWHERE_ROW("chat_template_kwargs"),
+    FIELD_ELSEWHERE_ROW("continue_final_message"),
+    FIELD_ELSEWHERE_ROW("task"),
     /* The generation and the answer. */
     {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
     {"max_completion_tokens", FIELD_INT, AT(max_completion_tokens), 1, INT32_MAX},
+    {"parallel_tool_calls", FIELD_BOOL, AT(parallel_tool_calls)},
     {"separate_reasoning", FIELD_BOOL, AT(separate_reasoning)},
+    {"stream_reasoning", FIELD_BOOL, AT(stream_reasoning)},
     {"logprobs", FIELD_BOOL, AT(logprobs)},
     {"top_logprobs", FIELD_INT, AT(top_logprobs), 0, GENERATION_TOP_LOGPROBS_MAX},
     /* Not offered. */
-    NEUTRAL("echo", "false"),
-    NEUTRAL("include_reasoning", "true"),
-    NEUTRAL("stream_reasoning", "true"),
-    NEUTRAL("add_generation_prompt", "true"),
-    NEUTRAL("verbosity", "\"medium\""),
+    FIELD_NEUTRAL_ROW("echo", "false"),
+    FIELD_NEUTRAL_ROW("include_reasoning", "true"),
+    FIELD_NEUTRAL_ROW("add_generation_prompt", "true"),
+    FIELD_NEUTRAL_ROW("verbosity", "\"medium\""),
     {"modalities", FIELD_READ, .read = read_modalities},
-    NEUTRAL("audio", NULL),
-    NEUTRAL("prediction", NULL),
-    NEUTRAL("web_search_options", NULL),
-    NEUTRAL("functions", "[]"),
-    NEUTRAL("function_call", "\"auto\"|\"none\""),
-    NEUTRAL("documents", "[]"),
-    NEUTRAL("chat_template", NULL),
-    NEUTRAL("mm_processor_kwargs", "{}"),
-    NEUTRAL("use_audio_in_video", "false"),
+    FIELD_NEUTRAL_ROW("audio", NULL),
+    FIELD_NEUTRAL_ROW("prediction", NULL),
+    FIELD_NEUTRAL_ROW("web_search_options", NULL),
+    FIELD_NEUTRAL_ROW("functions", "[]"),
+    FIELD_NEUTRAL_ROW("function_call", "\"auto\"|\"none\""),
+    FIELD_NEUTRAL_ROW("documents", "[]"),
+    FIELD_NEUTRAL_ROW("chat_template", NULL),
+    FIELD_NEUTRAL_ROW("use_audio_in_video", "false"),
+    FIELD_NEUTRAL_ROW("max_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("min_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("input_ids", NULL),
+    FIELD_NEUTRAL_ROW("return_input_ids_in_sglext", "false"),
+    FIELD_NEUTRAL_ROW("return_output_ids_in_sglext", "false"),
+    FIELD_NEUTRAL_ROW("return_sampling_mask", "false"),
+    FIELD_NEUTRAL_ROW("sampling_logprobs_mode", NULL),
+    FIELD_NEUTRAL_ROW("return_flat_raw_output_top_logprobs", "false"),
+    FIELD_NEUTRAL_ROW("return_flat_raw_top_logprobs_b64", "false"),
     {NULL},
 };
 
 static const struct field completion_fields[] = {
-    ELSEWHERE("prompt"), /* completion_task_run() */
+    FIELD_ELSEWHERE_ROW("prompt"), /* completion_task_run() */
     {"max_tokens", FIELD_INT, AT(max_tokens), 0, INT32_MAX},
     {"echo", FIELD_BOOL, AT(echo)},
-    NEUTRAL("suffix", "\"\""),
+    FIELD_NEUTRAL_ROW("suffix", "\"\""),
+    FIELD_NEUTRAL_ROW("response_format", "{}"),
     {"logprobs", FIELD_READ, .read = read_n_logprobs},
     {NULL},
 };
 
 /* SGLang's own API: what there is of a generation, by its names. */
 static const struct field sampling_fields[] = {
-    {"max_new_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
+    {"max_new_tokens", FIELD_INT, AT(max_tokens), 0, INT32_MAX},
     {"min_new_tokens", FIELD_INT, AT(min_tokens), 0, INT32_MAX},
     {"n", FIELD_INT, AT(n), 1, CHAT_CHOICES_MAX},
     {"temperature", FIELD_FLOAT, AT(temperature), 0, 2},
@@ -288,82 +307,109 @@ static const struct field sampling_fields[] = {
     {"repetition_penalty", FIELD_FLOAT, AT(repetition_penalty), 1e-3, 2},
     {"logit_bias", FIELD_READ, .read = read_logit_bias},
     {"sampling_seed", FIELD_READ, .read = read_seed},
-    {"stop", FIELD_READ, .read = read_stop},
+    {"stop", FIELD_READ, .read = chat_params_read_stop},
     {"stop_token_ids", FIELD_READ, .read = read_stop_ids},
     {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},
     {"no_stop_trim", FIELD_BOOL, AT(no_stop_trim)},
     /* Not offered. */
-    NEUTRAL("skip_special_tokens", "true"),
-    NEUTRAL("spaces_between_special_tokens", "true"),
-    NEUTRAL("stop_regex", "[]"),
-    NEUTRAL("regex", NULL),
-    NEUTRAL("ebnf", NULL),
-    NEUTRAL("json_schema", NULL),
-    NEUTRAL("structural_tag", NULL),
-    NEUTRAL("custom_params", "{}"),
-    NEUTRAL("stream_interval", "1"),
-    NEUTRAL("beam_width", "1"),
+    FIELD_NEUTRAL_ROW("skip_special_tokens", "true"),
+    FIELD_NEUTRAL_ROW("spaces_between_special_tokens", "true"),
+    FIELD_NEUTRAL_ROW("stop_regex", "[]"),
+    FIELD_NEUTRAL_ROW("regex", NULL),
+    FIELD_NEUTRAL_ROW("ebnf", NULL),
+    FIELD_NEUTRAL_ROW("json_schema", NULL),
+    FIELD_NEUTRAL_ROW("structural_tag", NULL),
+    FIELD_NEUTRAL_ROW("custom_params", "{}"),
+    FIELD_NEUTRAL_ROW("stream_interval", "1"),
+    FIELD_NEUTRAL_ROW("beam_width", "1"),
+    FIELD_NEUTRAL_ROW("watermark", "false|{}"),
     {NULL},
 };
 
 static bool read_sampling(const struct field *f, const struct json *v, void *out,
                           struct chat_error *err)
 {
-    static const struct field *const tables[] = {sampling_fields, NULL};
-    char inner[sizeof(err->param)];
-
-    if (v->type != JSON_OBJECT)
-        return field_fail(err, f->name, "invalid_type",
-                          "%s must be an object, the same for all prompts", f->name);
-    if (fields_read(tables, v, out, err))
-        return true;
-    memcpy(inner, err->param, sizeof(inner));
-    snprintf(err->param, sizeof(err->param), "%s%s%.100s", f->name, *inner ? "." : "", inner);
-    return false;
+    return chat_params_read_inner(f, sampling_fields, v, out, err);
 }
 
 static const struct field generate_fields[] = {
-    ELSEWHERE("text"), /* generate_task_run() */
-    ELSEWHERE("input_ids"),
+    FIELD_ELSEWHERE_ROW("text"), /* generate_task_run() */
+    FIELD_ELSEWHERE_ROW("input_ids"),
     {"sampling_params", FIELD_READ, .read = read_sampling},
+    {"return_logprob", FIELD_BOOL, AT(logprobs)},
+    {"logprob_start_len", FIELD_INT, AT(logprob_start), -1, INT32_MAX},
+    {"top_logprobs_num", FIELD_INT, AT(top_logprobs), 0, GENERATION_TOP_LOGPROBS_MAX},
+    {"return_text_in_logprobs", FIELD_BOOL, AT(logprob_text)},
+    {"cache_salt", FIELD_STRING, AT(cache_salt), .max = CHAT_SALT_BYTES_MAX},
+    {"extra_key", FIELD_STRING, AT(extra_key), .max = CHAT_SALT_BYTES_MAX},
     {"model", FIELD_STRING, AT(model), .max = 256},
     {"rid", FIELD_STRING, AT(rid), .max = 63},
     {"stream", FIELD_BOOL, AT(stream)},
     {"priority", FIELD_INT, AT(priority), INT32_MIN, INT32_MAX},
     /* Labels. */
-    NO_EFFECT("log_metrics"),
-    NO_EFFECT("no_logs"),
-    NO_EFFECT("conversation_id"),
-    NO_EFFECT("custom_labels"),
+    FIELD_NO_EFFECT_ROW("log_metrics"),
+    FIELD_NO_EFFECT_ROW("no_logs"),
+    FIELD_NO_EFFECT_ROW("conversation_id"),
+    FIELD_NO_EFFECT_ROW("custom_labels"),
     /* Not offered. */
-    NEUTRAL("return_logprob", "false"),
-    NEUTRAL("logprob_start_len", "-1"),
-    NEUTRAL("top_logprobs_num", "0"),
-    NEUTRAL("token_ids_logprob", "[]"),
-    NEUTRAL("return_text_in_logprobs", "true|false"),
-    NEUTRAL("input_embeds", NULL),
-    NEUTRAL("image_data", "[]"),
-    NEUTRAL("video_data", "[]"),
-    NEUTRAL("audio_data", "[]"),
-    NEUTRAL("modalities", "[]"),
-    NEUTRAL("lora_path", "\"\""),
-    NEUTRAL("lora_id", "\"\""),
-    NEUTRAL("session_params", "{}"),
-    NEUTRAL("custom_logit_processor", NULL),
-    NEUTRAL("return_hidden_states", "false"),
-    NEUTRAL("return_routed_experts", "false"),
-    NEUTRAL("return_bytes", "false"),
-    NEUTRAL("return_entropy", "false"),
-    NEUTRAL("background", "false"),
-    NEUTRAL("extra_key", "\"\""),
-    NEUTRAL("routing_key", "\"\""),
-    NEUTRAL("validation_time", NULL),
-    NEUTRAL("need_wait_for_image", "false"),
-    NEUTRAL("bootstrap_host", NULL),
-    NEUTRAL("bootstrap_port", NULL),
-    NEUTRAL("bootstrap_room", NULL),
-    NEUTRAL("bootstrap_pair_key", NULL),
-    NEUTRAL("data_parallel_rank", NULL),
+    FIELD_NEUTRAL_ROW("token_ids_logprob", "[]"),
+    FIELD_NEUTRAL_ROW("return_sampling_mask", "false"),
+    FIELD_NEUTRAL_ROW("sampling_logprobs_mode", NULL),
+    FIELD_NEUTRAL_ROW("return_flat_raw_top_logprobs", "false"),
+    FIELD_NEUTRAL_ROW("return_flat_raw_output_top_logprobs", "false"),
+    FIELD_NEUTRAL_ROW("return_flat_raw_top_logprobs_b64", "false"),
+    FIELD_NEUTRAL_ROW("return_prompt_token_ids", "false"),
+    FIELD_NEUTRAL_ROW("return_indexer_topk", "false"),
+    FIELD_NEUTRAL_ROW("routed_experts_start_len", "0"),
+    FIELD_NEUTRAL_ROW("session_id", "\"\""),
+    FIELD_NEUTRAL_ROW("watermark", "false|{}"),
+    FIELD_NEUTRAL_ROW("require_reasoning", "false"),
+    FIELD_NEUTRAL_ROW("max_thinking_tokens", NULL),
+    FIELD_NEUTRAL_ROW("mm_hashes", "[]"),
+    FIELD_NEUTRAL_ROW("mm_content_hashes", "[]"),
+    FIELD_NEUTRAL_ROW("use_audio_in_video", "false"),
+    FIELD_NEUTRAL_ROW("video_config", "{}"),
+    FIELD_NEUTRAL_ROW("images_config", "{}"),
+    FIELD_NEUTRAL_ROW("mm_processor_kwargs", "{}"),
+    FIELD_NEUTRAL_ROW("max_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("min_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("image_max_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("video_max_dynamic_patch", NULL),
+    FIELD_NEUTRAL_ROW("need_wait_for_mm_inputs", "false"),
+    FIELD_NEUTRAL_ROW("num_items_assigned", NULL),
+    FIELD_NEUTRAL_ROW("encoder_urls", "[]"),
+    FIELD_NEUTRAL_ROW("multi_item_delimiter_indices", "[]"),
+    FIELD_NEUTRAL_ROW("token_indices_to_pool", "[]"),
+    FIELD_NEUTRAL_ROW("positional_embed_overrides", NULL),
+    FIELD_NEUTRAL_ROW("decode_tp_size", NULL),
+    FIELD_NEUTRAL_ROW("routed_dp_rank", NULL),
+    FIELD_NEUTRAL_ROW("disagg_prefill_dp_rank", NULL),
+    FIELD_NEUTRAL_ROW("http_worker_ipc", NULL),
+    FIELD_NEUTRAL_ROW("external_trace_header", NULL),
+    FIELD_NEUTRAL_ROW("received_time", NULL),
+    FIELD_NEUTRAL_ROW("kv_hints", NULL),
+    FIELD_NEUTRAL_ROW("input_embeds", NULL),
+    FIELD_NEUTRAL_ROW("image_data", "[]"),
+    FIELD_NEUTRAL_ROW("video_data", "[]"),
+    FIELD_NEUTRAL_ROW("audio_data", "[]"),
+    FIELD_NEUTRAL_ROW("modalities", "[]"),
+    FIELD_NEUTRAL_ROW("lora_path", "\"\""),
+    FIELD_NEUTRAL_ROW("lora_id", "\"\""),
+    FIELD_NEUTRAL_ROW("session_params", "{}"),
+    FIELD_NEUTRAL_ROW("custom_logit_processor", NULL),
+    FIELD_NEUTRAL_ROW("return_hidden_states", "false"),
+    FIELD_NEUTRAL_ROW("return_routed_experts", "false"),
+    FIELD_NEUTRAL_ROW("return_bytes", "false"),
+    FIELD_NEUTRAL_ROW("return_entropy", "false"),
+    FIELD_NEUTRAL_ROW("background", "false"),
+    FIELD_NEUTRAL_ROW("routing_key", "\"\""),
+    FIELD_NEUTRAL_ROW("validation_time", NULL),
+    FIELD_NEUTRAL_ROW("need_wait_for_image", "false"),
+    FIELD_NEUTRAL_ROW("bootstrap_host", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_port", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_room", NULL),
+    FIELD_NEUTRAL_ROW("bootstrap_pair_key", NULL),
+    FIELD_NEUTRAL_ROW("data_parallel_rank", NULL),
     {NULL},
 };
 
@@ -371,15 +417,18 @@ const struct field *const chat_params_tables[] = {chat_fields, shared_fields, NU
 const struct field *const completion_params_tables[] = {completion_fields, shared_fields, NULL};
 const struct field *const generate_params_tables[] = {generate_fields, NULL};
 
-static const struct chat_params defaults = {.n = 1,
-                                            .max_tokens = -1,
-                                            .max_completion_tokens = -1,
-                                            .temperature = 1,
-                                            .top_p = 1,
-                                            .repetition_penalty = 1,
-                                            .separate_reasoning = true};
+const struct chat_params chat_params_defaults = {.n = 1,
+                                                 .max_tokens = -1,
+                                                 .max_completion_tokens = -1,
+                                                 .temperature = 1,
+                                                 .top_p = 1,
+                                                 .repetition_penalty = 1,
+                                                 .separate_reasoning = true,
+                                                 .stream_reasoning = true,
+                                                 .parallel_tool_calls = true,
+                                                 .logprob_start = -1};
 
-static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
+bool chat_params_check(struct chat_params *p, int32_t vocab, struct chat_error *err)
 {
     for (size_t i = 0; i < p->n_stop_ids; i++)
         if (p->stop_ids[i] >= vocab)
@@ -391,9 +440,6 @@ static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
             return field_fail(err, "logit_bias", "invalid_value",
                               "logit_bias: '%.20s' is no token id below %d",
                               p->logit_bias->members[i].key, vocab);
-    if (p->top_logprobs > 0 && !p->logprobs)
-        return field_fail(err, "top_logprobs", "invalid_value",
-                          "top_logprobs needs logprobs: true");
     if (p->max_tokens > 0 && p->max_completion_tokens > 0 &&
         p->max_tokens != p->max_completion_tokens)
         return field_fail(
@@ -415,10 +461,13 @@ static bool check(struct chat_params *p, int32_t vocab, struct chat_error *err)
 bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                       struct chat_error *err)
 {
-    struct chat_params p = defaults;
+    struct chat_params p = chat_params_defaults;
 
-    if (!fields_read(chat_params_tables, body, &p, err) || !check(&p, vocab, err))
+    if (!fields_read(chat_params_tables, body, &p, err) || !chat_params_check(&p, vocab, err))
         return false;
+    if (p.top_logprobs > 0 && !p.logprobs)
+        return field_fail(err, "top_logprobs", "invalid_value",
+                          "top_logprobs needs logprobs: true");
     *out = p;
     return true;
 }
@@ -426,9 +475,9 @@ bool chat_params_read(const struct json *body, int32_t vocab, struct chat_params
 bool completion_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                             struct chat_error *err)
 {
-    struct chat_params p = defaults;
+    struct chat_params p = chat_params_defaults;
 
-    if (!fields_read(completion_params_tables, body, &p, err) || !check(&p, vocab, err))
+    if (!fields_read(completion_params_tables, body, &p, err) || !chat_params_check(&p, vocab, err))
         return false;
     if (p.max_tokens == 0 && !p.echo)
         return field_fail(err, "max_tokens", "invalid_value",
@@ -442,11 +491,15 @@ bool completion_params_read(const struct json *body, int32_t vocab, struct chat_
 bool generate_params_read(const struct json *body, int32_t vocab, struct chat_params *out,
                           struct chat_error *err)
 {
-    struct chat_params p = defaults;
+    struct chat_params p = chat_params_defaults;
 
     p.max_tokens = GENERATE_MAX_TOKENS;
-    if (!fields_read(generate_params_tables, body, &p, err) || !check(&p, vocab, err))
+    if (!fields_read(generate_params_tables, body, &p, err) || !chat_params_check(&p, vocab, err))
         return false;
+    if (p.logprob_start >= 0 && !p.logprobs)
+        p.logprob_start = -1; /* as SGLang has it: they say nothing without return_logprob */
+    if (!p.logprobs)
+        p.top_logprobs = 0;
     *out = p;
     return true;
 }

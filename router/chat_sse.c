@@ -71,7 +71,11 @@ static void end(const struct chat_sse *s, const char *reason, const struct chat_
     } else {
         put(out, "\"");
         put(out, reason);
-        put(out, "\"");
+        put(out, "\",\"matched_stop\":");
+        if (s->matched_stop != NULL)
+            buf_append(out, s->matched_stop->data, s->matched_stop->len);
+        else
+            put(out, "null");
     }
     put(out, "}]");
     if (s->each_usage) {

@@ -28,6 +28,7 @@ struct chat_sse {
     struct token_logprobs *logprobs;
     enum token_logprobs_style logprobs_style;
     const struct tokenizer *tokenizer; /* needed with logprobs */
+    const struct buf *matched_stop;    /* JSON, beside a finish reason; NULL: null */
 };
 
 /** Writes the head of a zeroed struct. @param object  "chat.completion.chunk", "text_completion" */

@@ -152,7 +152,7 @@ bool fields_read(const struct field *const *tables, const struct json *body, voi
 
             snprintf(shown, sizeof(shown), "%s", m->key);
             return field_fail(err, shown, "unknown_parameter",
-                              "unknown parameter '%s': it is neither OpenAI's nor SGLang's", shown);
+                              "unknown parameter '%s': this API has none of that name", shown);
         }
         if (m->value.type != JSON_NULL && !read_one(f, &m->value, out, err))
             return false;

@@ -36,6 +36,20 @@ struct field {
     bool (*read)(const struct field *f, const struct json *v, void *out, struct chat_error *err);
 };
 
+/* Rows of the three kinds that need no place. */
+#define FIELD_ELSEWHERE_ROW(text)                                                                  \
+    {                                                                                              \
+        .name = text, .kind = FIELD_ELSEWHERE                                                      \
+    }
+#define FIELD_NO_EFFECT_ROW(text)                                                                  \
+    {                                                                                              \
+        .name = text, .kind = FIELD_NO_EFFECT                                                      \
+    }
+#define FIELD_NEUTRAL_ROW(text, values)                                                            \
+    {                                                                                              \
+        .name = text, .kind = FIELD_NEUTRAL, .neutral = values                                     \
+    }
+
 /**
  * Reads every member of body, an object.
  * @param tables  each ends with a row whose name is NULL, the list of them with NULL

@@ -291,6 +291,8 @@ static enum status_code send_submit(struct generation *gen, const struct workers
     submit.prefill = c->prefill;
     submit.rid = gen->params.rid;
     submit.traceparent = gen->params.traceparent[0] != '\0' ? gen->params.traceparent : NULL;
+    submit.has_cache_salt = gen->params.cache_salt != 0;
+    submit.cache_salt = gen->params.cache_salt;
     submit.has_priority = gen->params.priority != 0;
     submit.priority = gen->params.priority;
     request.submit = &submit;
@@ -364,6 +366,7 @@ static enum status_code try_start(struct generation *gen, struct status *st)
         .ids = all_ids(gen, &joined),
         .key_len = strlen(gen->params.routing_key),
         .key = gen->params.routing_key,
+        .salt = gen->params.cache_salt,
         .avoid = gen->avoid,
     };
 

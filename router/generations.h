@@ -72,7 +72,8 @@ struct generation_params {
     struct token_bias *bias; /* NULL: none */
     bool logprobs, prompt_logprobs;
     uint32_t n_top_logprobs;
-    int32_t top_k; /* 0: off */
+    int32_t top_k;       /* 0: off */
+    uint64_t cache_salt; /* prefixes are shared among equal ones only */
     uint64_t seed;
     uint32_t max_new_tokens, min_new_tokens;
     bool ignore_eos;

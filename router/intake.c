@@ -39,7 +39,9 @@ static void finish(struct router_thread *t, struct intake *in)
 {
     char request_id[JOB_REQUEST_ID_MAX + 1];
 
-    if (in->ok) {
+    if (in->ok && in->format->at_once != NULL) {
+        in->format->at_once(t, in->exchange, &in->task);
+    } else if (in->ok) {
         job_name_request(in->exchange, in->task.params.rid, request_id);
         job_start(t, in->exchange, in->format, &in->task, request_id, in->begun_us);
     } else {

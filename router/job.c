@@ -32,6 +32,7 @@ static void choice_deinit(struct job_choice *c)
     chat_answer_deinit(&c->answer);
     buf_deinit(&c->reasoning);
     buf_deinit(&c->content);
+    buf_deinit(&c->logprobs_text);
     token_list_deinit(&c->ids);
     for (size_t i = 0; i < c->n_calls; i++) {
         buf_deinit(&c->calls[i].name);
@@ -50,6 +51,13 @@ static void job_free(struct job *j)
     for (unsigned i = 0; i < j->n_choices; i++)
         choice_deinit(&j->choices[i]);
     chat_sse_deinit(&j->sse);
+    buf_deinit(&j->repeated);
+    if (j->prev != NULL)
+        j->prev->next = j->next;
+    else if (j->thread->jobs == j)
+        j->thread->jobs = j->next;
+    if (j->next != NULL)
+        j->next->prev = j->prev;
     free(j);
 }
 
@@ -139,7 +147,7 @@ static void start_stream(struct job *j)
 {
     j->started = true;
     router_metrics_count_reply(metrics_of(j), 200);
-    http_reply_header(j->exchange, "x-request-id", j->request_id);
+    reply_request_id(j->exchange, j->request_id);
     http_reply_header(j->exchange, "cache-control", "no-cache");
     http_reply_start(j->exchange, 200, "text/event-stream; charset=utf-8");
 }
@@ -169,7 +177,7 @@ static void job_fail(struct job *j, const struct status *why)
     log_info("%s: failed: %s", j->request_id, why->msg);
     note_end(j);
     if (!j->started) {
-        http_reply_header(j->exchange, "x-request-id", j->request_id);
+        reply_request_id(j->exchange, j->request_id);
         reply_status(j->thread, j->exchange, why);
     } else {
         metric_add(metrics_of(j)->stream_errors, 1);
@@ -189,7 +197,7 @@ static void job_complete(struct job *j)
     note_end(j);
     if (!j->stream) {
         j->format->whole(j, &body);
-        http_reply_header(j->exchange, "x-request-id", j->request_id);
+        reply_request_id(j->exchange, j->request_id);
         reply_json(j->thread, j->exchange, 200, &body);
         buf_deinit(&body);
     } else {
@@ -216,7 +224,7 @@ static void keep_call(struct job_choice *c, const struct chat_delta *d)
     buf_append(&call->name, d->text, d->len);
 }
 
-static void keep_delta(struct job_choice *c, const struct chat_delta *d)
+void job_keep_delta(struct job_choice *c, const struct chat_delta *d)
 {
     switch (d->kind) {
     case CHAT_REASONING:
@@ -241,7 +249,9 @@ static void on_delta(void *arg, const struct chat_delta *d)
     if (c->job->stream)
         c->job->format->delta(c->job, c, d, events_of(c->job));
     else
-        keep_delta(c, d);
+        job_keep_delta(c, d);
+    if (!c->job->stream && c->job->format->kept != NULL)
+        c->job->format->kept(c->job, c, d);
 }
 
 /* ---- from the generations -------------------------------------------------------------------- */
@@ -269,7 +279,28 @@ static void end_choice(struct job_choice *c)
         j->format->end_choice(j, c, events_of(j));
 }
 
-/* Shows the prompt, once, as the first text of the answer. */
+/* Takes the log probabilities of the prompt, from the token on that was asked for. */
+static enum status_code add_prompt_logprobs(struct job_choice *c, const Baton__V1__Logprobs *m,
+                                            struct status *st)
+{
+    const struct tokenizer *t = c->job->thread->router->tokenizer;
+    const struct prompt_ids *prompt = c->echo;
+    size_t top_at = 0, start = c->job->logprob_start > 0 ? (size_t)c->job->logprob_start : 0;
+
+    if (prompt->n > 1 && token_logprobs_check(m, prompt->n - 1, t, st) != ST_OK)
+        return st->code;
+    if (start == 0)
+        token_logprobs_add_first(c->logprobs, prompt->ids[0]);
+    for (size_t i = 1; i < prompt->n; i++)
+        if (i < start)
+            top_at += m->n_top[i - 1];
+        else
+            token_logprobs_add(c->logprobs, prompt->ids[i], m, i - 1, &top_at);
+    c->logprobs->n_prompt = c->logprobs->n;
+    return status_ok(st);
+}
+
+/* Shows the prompt, once, as the first text of the answer; or only its log probabilities. */
 static enum status_code echo_prompt(struct job_choice *c, const Baton__V1__Logprobs *m,
                                     struct status *st)
 {
@@ -277,20 +308,14 @@ static enum status_code echo_prompt(struct job_choice *c, const Baton__V1__Logpr
     struct prompt_ids *prompt = c->echo;
     struct detokenizer d = {0};
     struct buf text = {0};
-    size_t top_at = 0;
 
-    if (c->logprobs != NULL) {
-        if (prompt->n > 1 && token_logprobs_check(m, prompt->n - 1, t, st) != ST_OK)
-            return st->code;
-        token_logprobs_add_first(c->logprobs, prompt->ids[0]);
-        for (size_t i = 1; i < prompt->n; i++)
-            token_logprobs_add(c->logprobs, prompt->ids[i], m, i - 1, &top_at);
-    }
     status_ok(st);
-    for (size_t i = 0; i < prompt->n && st->code == ST_OK; i++)
+    if (c->logprobs != NULL && add_prompt_logprobs(c, m, st) != ST_OK)
+        return st->code;
+    for (size_t i = 0; c->job->echo && i < prompt->n && st->code == ST_OK; i++)
         detokenizer_push(&d, t, prompt->ids[i], &text, st);
     detokenizer_finish(&d, &text);
-    if (st->code == ST_OK)
+    if (st->code == ST_OK && c->job->echo)
         on_delta(c, &(struct chat_delta){CHAT_CONTENT, 0, text.data, text.len});
     buf_deinit(&text);
     c->echo = NULL;
@@ -308,11 +333,15 @@ static enum status_code push_with_logprobs(struct job_choice *c, const int32_t *
     if (token_logprobs_check(m, n, c->job->thread->router->tokenizer, st) != ST_OK)
         return st->code;
     for (size_t i = 0; i < n && c->answer.finish == NULL; i++) {
+        bool unwanted = c->job->format->content_logprobs && chat_answer_in_reasoning(&c->answer);
+
         token_logprobs_add(c->logprobs, ids[i], m, i, &top_at);
         if (chat_answer_push(&c->answer, ids + i, 1,
                              i + 1 == n ? finish : BATON__V1__FINISH_REASON__FINISH_NONE,
                              st) != ST_OK)
             return st->code;
+        if (unwanted)
+            token_logprobs_drop(c->logprobs);
     }
     return status_ok(st);
 }
@@ -372,6 +401,62 @@ static void on_failed(void *arg, const struct status *why)
     job_fail(c->job, why);
 }
 
+/* ---- from elsewhere -------------------------------------------------------------------------- */
+
+/* What was said so far is the answer. */
+static void end_aborted(struct job *j)
+{
+    j->sse.logprobs = NULL;
+    for (unsigned i = 0; i < j->n_choices; i++) {
+        struct job_choice *c = &j->choices[i];
+
+        if (c->answer.finish != NULL)
+            continue;
+        c->answer.finish = "abort";
+        if (!c->began)
+            begin_choice(c);
+        end_choice(c);
+    }
+    job_complete(j);
+}
+
+size_t jobs_abort(struct router_thread *t, const char *request_id)
+{
+    struct status why;
+    size_t n = 0;
+
+    for (struct job *j = t->jobs, *next; j != NULL; j = next) {
+        next = j->next;
+        if (request_id != NULL && strcmp(request_id, j->request_id) != 0)
+            continue;
+        n++;
+        log_info("%s: aborted", j->request_id);
+        status_set(&why, ST_CANCELLED, "the request was aborted");
+        if (j->format->aborts)
+            end_aborted(j);
+        else
+            job_fail(j, &why);
+    }
+    return n;
+}
+
+void jobs_tick(struct router_thread *t)
+{
+    uint64_t now = clock_now_us(),
+             silence_us = (uint64_t)t->router->options->keep_alive_s * 1000000;
+
+    for (struct job *j = t->jobs, *next; j != NULL && silence_us > 0; j = next) {
+        uint64_t last_us = j->pinged_us > j->last_us ? j->pinged_us : j->last_us;
+
+        next = j->next;
+        if (!j->started || now < last_us + silence_us)
+            continue;
+        j->pinged_us = now;
+        buf_puts(events_of(j), j->format->ping != NULL ? j->format->ping : ": keep-alive\n\n");
+        send_events(j);
+    }
+}
+
 /* ---- starting -------------------------------------------------------------------------------- */
 
 void job_name_request(struct http_exchange *x, const char *rid, char *out)
@@ -426,6 +511,16 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
     j->wants_path = wants_path(x);
     j->no_output = p->max_tokens == 0;
     j->many = task->many || p->n > 1;
+    j->echo = p->echo;
+    j->omit_reasoning = p->omit_reasoning;
+    j->logprob_text = p->logprob_text;
+    j->logprob_tops = p->top_logprobs > 0;
+    j->logprob_start = p->logprob_start;
+    buf_append(&j->repeated, task->echo.data, task->echo.len);
+    j->next = t->jobs;
+    if (j->next != NULL)
+        j->next->prev = j;
+    t->jobs = j;
     j->n_prompt = task->n_prompt_tokens;
     j->sse.null_usage = p->include_usage;
     j->sse.each_usage = p->continuous_usage;
@@ -438,7 +533,7 @@ static struct job *job_new(struct router_thread *t, struct http_exchange *x,
         c->job = j;
         c->index = i;
         c->n_prompt = task->prompts[i / (unsigned)p->n]->n;
-        if (p->echo) {
+        if (p->echo || (p->logprobs && p->logprob_start >= 0)) {
             c->echo = task->prompts[i / (unsigned)p->n];
             c->echo->refs++;
         }
@@ -509,7 +604,7 @@ void job_start(struct router_thread *t, struct http_exchange *x, const struct jo
     if (keys_take(t->router->keys, &note->who, task->n_prompt_tokens, begun_us, &retry_s, &st) !=
         ST_OK) {
         metric_add(t->router->metrics->refused, 1);
-        http_reply_header(x, "x-request-id", request_id);
+        reply_request_id(x, request_id);
         reply_busy(t, x, retry_s, st.msg);
         return;
     }
@@ -521,7 +616,7 @@ void job_start(struct router_thread *t, struct http_exchange *x, const struct jo
     if (j == NULL || submit(j, task, &st) != ST_OK) {
         if (j != NULL)
             job_free(j);
-        http_reply_header(x, "x-request-id", request_id);
+        reply_request_id(x, request_id);
         reply_status(t, x, &st);
         return;
     }
@@ -536,6 +631,6 @@ void job_refuse(struct router_thread *t, struct http_exchange *x, const struct c
     job_name_request(x, NULL, request_id);
     log_debug("%s: refused: %s", request_id, err->message);
     snprintf(request_note(x)->request_id, sizeof(request_id), "%s", request_id);
-    http_reply_header(x, "x-request-id", request_id);
+    reply_request_id(x, request_id);
     reply_error(t, x, err->status, err->param, err->code, err->message);
 }

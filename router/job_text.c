@@ -21,6 +21,19 @@ void job_put_stream_tail(struct job *j, struct buf *out)
     chat_sse_done(out);
 }
 
+void job_put_matched(const struct job_choice *c, struct buf *out)
+{
+    size_t n;
+    const char *string = chat_answer_stop_string(&c->answer, &n);
+
+    if (string != NULL)
+        json_write_string(out, string, n);
+    else if (c->answer.stop_id >= 0)
+        buf_printf(out, "%d", c->answer.stop_id);
+    else
+        buf_puts(out, "null");
+}
+
 void job_put_logprobs(const struct job_choice *c, struct buf *out)
 {
     if (c->logprobs == NULL)

@@ -4,6 +4,7 @@
 
 #include "router/intake.h"
 #include "router/registry.h"
+#include "router/routes.h"
 
 void session_link_free(struct session_link *link)
 {
@@ -18,6 +19,10 @@ void router_msg_free(struct msg *m)
 {
     if (m->type == RM_TEXT_DONE) {
         intake_drop(m);
+        return;
+    }
+    if (m->type == RM_FLUSHED) {
+        api_flush_drop(m);
         return;
     }
     if (m->type == RM_WORKER) {

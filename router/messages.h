@@ -3,7 +3,10 @@
  *
  *   rpc thread ──RM_SESSION_DATA, RM_SESSION_CLOSED──▶ router thread    sessions with workers
  *   text pool  ──RM_TEXT_DONE────────────────────────▶ router thread    a struct text_work
- * (intake.c) main       ──RM_STOP─────────────────────────────▶ router thread
+ * (intake.c) main       ──RM_STOP─────────────────────────────▶ router thread any thread
+ * ──RM_WORKER───────────────────────────▶ router threads   registry.h router thread
+ * ──RM_ABORT─────────────────────────▶ router threads   api_abort.c rpc thread
+ * ──RM_FLUSHED──────────────────────────▶ router thread    api_flush.c
  *
  * The mailbox owns a message in flight, the router thread frees it (router_msg_free) after
  * handling. Messages of one session arrive in order; its closed message is the last and carries the
@@ -18,7 +21,15 @@
 #include "common/base/mailbox.h"
 #include "common/rpc/rpc.h"
 
-enum router_msg_type { RM_SESSION_DATA, RM_SESSION_CLOSED, RM_TEXT_DONE, RM_STOP, RM_WORKER };
+enum router_msg_type {
+    RM_SESSION_DATA,
+    RM_SESSION_CLOSED,
+    RM_TEXT_DONE,
+    RM_STOP,
+    RM_WORKER,
+    RM_ABORT,
+    RM_FLUSHED
+};
 
 struct worker;
 
@@ -42,6 +53,15 @@ struct msg_session_closed {
     struct msg base;
     struct session_link *link; /* owned */
     struct status why;
+};
+
+enum { MSG_REQUEST_ID_MAX = 63 };
+
+/* Requests are to be aborted. */
+struct msg_abort {
+    struct msg base;
+    bool all;
+    char request_id[MSG_REQUEST_ID_MAX + 1];
 };
 
 void session_link_free(struct session_link *link);

@@ -22,6 +22,7 @@ static const struct router_options defaults = {
     .threads = 1,
     .text_threads = 2,
     .default_thinking = true,
+    .keep_alive_s = 15,
     .max_body_bytes = 64 << 20,
     .max_connections = 65536,
     .max_running_requests = 65536,
@@ -91,6 +92,9 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "name in /v1/models and in answers; default: the name of the tokenizer's folder"},
         {"default-thinking", FLAG_BOOL, &o->default_thinking, .arg = "on|off",
          .help = "whether a request that says nothing about thinking thinks"},
+        {"allow-think-max", FLAG_BOOL, &o->allow_think_max,
+         .help = "let reasoning_effort max through where the context is below the 384K tokens that "
+                 "the release asks for"},
         {"effort-profile", FLAG_CHOICE, &o->effort_profile, .choices = "auto|preview|ga",
          .help =
              "reasoning-effort prefixes of which release; auto: read from the tokenizer's folder"},
@@ -104,6 +108,9 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "end a request that takes longer; 0: no limit"},
         {"idle-timeout-secs", FLAG_INT, &o->idle_timeout_s, 1, 86400, .arg = "N",
          .help = "close a connection without a request for so long"},
+        {"keep-alive-secs", FLAG_INT, &o->keep_alive_s, 0, 86400, .arg = "N",
+         .help = "a stream that was silent for so long gets a comment (Anthropic's: a ping); below "
+                 "15 some clients stumble over it; 0: never"},
         {"head-timeout-ms", FLAG_INT, &o->head_timeout_ms, 10, 3600000, .arg = "N",
          .help = "a request's head must be complete so long after its first byte"},
         {"body-timeout-ms", FLAG_INT, &o->body_timeout_ms, 10, 3600000, .arg = "N",

@@ -17,7 +17,8 @@ struct router_options {
     struct flag_list prefill, decode; /* HOST:PORT */
     const char *tokenizer_path, *host, *served_model_name, *effort_profile, *log_level;
     int64_t port, threads, text_threads;
-    bool default_thinking;
+    bool default_thinking, allow_think_max;
+    int64_t keep_alive_s;
     int64_t max_body_bytes, max_connections, max_running_requests;
     int64_t request_timeout_s, idle_timeout_s, drain_timeout_s;
     int64_t head_timeout_ms, body_timeout_ms, write_timeout_ms;

@@ -188,6 +188,26 @@ enum status_code registry_attach(struct registry *r, struct mailbox *mailbox, st
     return told ? status_ok(st) : status_set(st, ST_EXHAUSTED, "no memory for the workers");
 }
 
+enum status_code registry_broadcast(struct registry *r, struct msg *(*make)(const void *arg),
+                                    const void *arg, struct status *st)
+{
+    size_t i = 0;
+
+    pthread_mutex_lock(&r->lock);
+    for (; i < r->n_mailboxes; i++) {
+        struct msg *m = make(arg);
+
+        if (m == NULL)
+            break;
+        mailbox_push(r->mailboxes[i], m);
+    }
+    status_ok(st);
+    if (i < r->n_mailboxes)
+        status_set(st, ST_EXHAUSTED, "no memory: not every thread was told; try again");
+    pthread_mutex_unlock(&r->lock);
+    return st->code;
+}
+
 enum status_code registry_new(struct rpc *rpc, struct registry **out, struct status *st)
 {
     struct registry *r = calloc(1, sizeof(*r));

@@ -64,6 +64,14 @@ enum status_code registry_add(struct registry *r, enum worker_role role, const c
 enum status_code registry_change(struct registry *r, const char *address, enum worker_change change,
                                  struct status *st);
 
+/**
+ * Sends every thread a message of its own.
+ * @param make  NULL from it: no memory
+ * @return ST_OK; ST_EXHAUSTED: not all were told
+ */
+enum status_code registry_broadcast(struct registry *r, struct msg *(*make)(const void *arg),
+                                    const void *arg, struct status *st);
+
 void registry_ref(struct registry *r, struct registry_entry *e);
 void registry_unref(struct registry *r, struct registry_entry *e);
 

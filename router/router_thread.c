@@ -6,6 +6,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "router/intake.h"
+#include "router/job.h"
 #include "router/routes.h"
 #include "common/text/text_budget.h"
 
@@ -40,8 +41,14 @@ static void on_mail(evutil_socket_t fd, short what, void *arg)
             intake_done(t, m);
             continue;
         }
+        if (m->type == RM_FLUSHED) {
+            api_flush_arrived(t, m);
+            continue;
+        }
         if (m->type == RM_STOP)
             begin_drain(t);
+        else if (m->type == RM_ABORT)
+            api_abort_arrived(t, m);
         else
             workers_handle(t->workers, m);
         router_msg_free(m);
@@ -72,6 +79,7 @@ static void on_gauges(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     access_log_flush(&t->access);
+    jobs_tick(t);
     keys_refresh(t->router->keys, clock_now_us());
     metric_add(m->connections, (double)s->connections - (double)t->connections_told);
     metric_add(m->bad_requests, (double)(s->bad_requests_total - t->bad_requests_told));

@@ -30,6 +30,7 @@ struct router_thread {
     struct generations *generations;
     struct text_scratch scratch;
     struct chat_answer_scratch answer_scratch;
+    struct job *jobs;  /* running */
     struct buf events; /* scratch: of one turn and one client; empty between them */
     struct access_writer access;
     bool draining;

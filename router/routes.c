@@ -20,7 +20,14 @@ struct route {
 static const struct route table[] = {
     {"/v1/chat/completions", false, HTTP_POST, FOR_KEYS, 0, api_chat},
     {"/v1/completions", false, HTTP_POST, FOR_KEYS, 0, api_completions},
+    {"/v1/responses", false, HTTP_POST, FOR_KEYS, 0, api_responses},
+    {"/v1/responses/", true, HTTP_GET | HTTP_POST | HTTP_DELETE, FOR_KEYS, 0, api_response},
+    {"/v1/messages", false, HTTP_POST, FOR_KEYS, 0, api_messages},
+    {"/v1/messages/count_tokens", false, HTTP_POST, FOR_KEYS, 0, api_count_tokens},
     {"/generate", false, HTTP_POST, FOR_KEYS, 0, api_generate},
+    {"/abort_request", false, HTTP_POST, FOR_KEYS, HTTP_POST, api_abort_request},
+    {"/flush_cache", false, HTTP_GET | HTTP_POST, FOR_KEYS, HTTP_GET | HTTP_POST, api_flush_cache},
+    {"/reset_prefix_cache", false, HTTP_POST, FOR_KEYS, HTTP_POST, api_flush_cache}, /* vLLM's */
     {"/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/v1/tokenize", false, HTTP_POST, FOR_KEYS, 0, api_tokenize},
     {"/detokenize", false, HTTP_POST, FOR_KEYS, 0, api_detokenize},
@@ -49,6 +56,30 @@ void reply_json(struct router_thread *t, struct http_exchange *x, int http_statu
     http_reply(x, http_status, "application/json", body->data, body->len);
 }
 
+/* Anthropic's clients have their own shape of errors, whatever they are about. */
+static bool is_anthropic(struct http_exchange *x)
+{
+    static const char path[] = "/v1/messages";
+
+    return strncmp(http_exchange_request(x)->path.data, path, sizeof(path) - 1) == 0;
+}
+
+void reply_request_id(struct http_exchange *x, const char *request_id)
+{
+    http_reply_header(x, "x-request-id", request_id);
+    if (is_anthropic(x))
+        http_reply_header(x, "request-id", request_id);
+}
+
+static void put_error(struct http_exchange *x, int http_status, const char *param, const char *code,
+                      const char *message, struct buf *body)
+{
+    if (is_anthropic(x))
+        api_error_anthropic_json(body, http_status, request_note(x)->request_id, message);
+    else
+        api_error_json(body, http_status, param, code, message);
+}
+
 void reply_busy(struct router_thread *t, struct http_exchange *x, unsigned retry_s,
                 const char *message)
 {
@@ -57,7 +88,7 @@ void reply_busy(struct router_thread *t, struct http_exchange *x, unsigned retry
 
     snprintf(seconds, sizeof(seconds), "%u", retry_s);
     http_reply_header(x, "retry-after", seconds);
-    api_error_json(&body, 429, NULL, "rate_limit_exceeded", message);
+    put_error(x, 429, NULL, "rate_limit_exceeded", message, &body);
     reply_json(t, x, 429, &body);
     buf_deinit(&body);
 }
@@ -67,7 +98,7 @@ void reply_error(struct router_thread *t, struct http_exchange *x, int http_stat
 {
     struct buf body = {0};
 
-    api_error_json(&body, http_status, param, code, message);
+    put_error(x, http_status, param, code, message, &body);
     if (http_status == 429 || http_status == 503)
         http_reply_header(x, "retry-after", "1");
     reply_json(t, x, http_status, &body);

@@ -3,7 +3,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <openssl/sha.h>
 #include <sys/random.h>
+
+#include "router/anthropic_request.h"
+#include "router/responses_request.h"
+
+/* What the releases ask for where the most effort is wanted. */
+enum { THINK_MAX_CONTEXT = 384 << 10 };
 
 void text_scratch_deinit(struct text_scratch *s)
 {
@@ -20,6 +27,7 @@ void text_task_deinit(struct text_task *task)
     task->n_prompts = 0;
     token_bias_unref(task->generation.bias);
     task->generation.bias = NULL;
+    buf_deinit(&task->echo);
 }
 
 static bool fail_memory(struct chat_error *err)
@@ -88,6 +96,30 @@ static bool fill_bias(struct text_task *task, int32_t vocab, struct chat_error *
     return true;
 }
 
+/* The worker's name for what a prefix must not be shared across; 0: shared with all that say
+ * nothing. Cryptographic, since a tenant who found a collision would see whether another has sent a
+ * prefix. */
+static uint64_t salt_of(const struct chat_params *p)
+{
+    const char *parts[] = {p->cache_salt, p->extra_key};
+    unsigned char digest[SHA256_DIGEST_LENGTH];
+    struct buf text = {0};
+    uint64_t salt = 0;
+
+    for (size_t i = 0; i < 2; i++)
+        if (parts[i] != NULL && *parts[i] != '\0') {
+            buf_printf(&text, "%zu:", i);
+            buf_append(&text, parts[i], strlen(parts[i]) + 1);
+        }
+    if (text.len > 0) {
+        SHA256((const unsigned char *)text.data, text.len, digest);
+        memcpy(&salt, digest, sizeof(salt));
+        salt |= salt == 0;
+    }
+    buf_deinit(&text);
+    return salt;
+}
+
 static bool fill_generation(struct text_task *task, const struct router *router,
                             struct chat_error *err)
 {
@@ -102,10 +134,11 @@ static bool fill_generation(struct text_task *task, const struct router *router,
         .frequency_penalty = (float)p->frequency_penalty,
         .repetition_penalty = (float)p->repetition_penalty,
         .logprobs = p->logprobs,
-        .prompt_logprobs = p->logprobs && p->echo,
+        .prompt_logprobs = p->logprobs && (p->echo || p->logprob_start >= 0),
         .n_top_logprobs = (uint32_t)p->top_logprobs,
         .top_k = p->top_k < 0 ? 0 : (int32_t)p->top_k,
         .priority = (int32_t)p->priority,
+        .cache_salt = salt_of(p),
         .seed = p->seed,
         .max_new_tokens = p->max_tokens > 0 ? (uint32_t)p->max_tokens : 1, /* 1: not shown */
         .min_new_tokens = (uint32_t)p->min_tokens,
@@ -124,8 +157,12 @@ static bool add_prompt(struct text_task *task, const char *param, const struct t
 {
     struct prompt_ids *prompt;
 
-    if (!fit_context(&task->params, param, ids->n, context_length, err))
+    if (!task->counting && !fit_context(&task->params, param, ids->n, context_length, err))
         return false;
+    if (task->params.logprob_start >= (int64_t)ids->n)
+        return field_fail(err, "logprob_start_len", "invalid_value",
+                          "logprob_start_len is %lld, the prompt has %zu tokens",
+                          (long long)task->params.logprob_start, ids->n);
     prompt = prompt_ids_new(ids->ids, ids->n);
     if (prompt == NULL)
         return fail_memory(err);
@@ -134,28 +171,83 @@ static bool add_prompt(struct text_task *task, const char *param, const struct t
     return true;
 }
 
-bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
-                   size_t len, uint64_t context_length, struct text_scratch *scratch,
-                   struct chat_error *err)
+/* From a chat-completion body to tokens: the one way that all chat-like APIs take. params are read.
+ * @param list  what the request calls its messages */
+static bool run_chat(struct text_task *task, const struct router *router, const struct json *chat,
+                     const char *list, uint64_t context_length, struct text_scratch *scratch,
+                     struct chat_error *err)
 {
     struct status st;
 
     scratch->ids.n = 0;
-    if (!parse(task, body, len, err) ||
-        !chat_params_read(json_root(task->doc), tokenizer_vocab(router->tokenizer), &task->params,
-                          err))
+    if (chat_request_render(chat, &router->chat, &scratch->prompt, err) != ST_OK) {
+        if (strcmp(err->param, "messages") == 0)
+            snprintf(err->param, sizeof(err->param), "%s", list);
         return false;
-    if (chat_request_render(json_root(task->doc), &router->chat, &scratch->prompt, err) != ST_OK)
-        return false;
+    }
+    if (scratch->prompt.think_max && context_length > 0 && context_length < THINK_MAX_CONTEXT &&
+        !router->options->allow_think_max)
+        return field_fail(err, "reasoning_effort", "unsupported_value",
+                          "reasoning effort max needs a context of %d tokens, this model is served "
+                          "with %llu: ask for high, or let the router --allow-think-max",
+                          THINK_MAX_CONTEXT, (unsigned long long)context_length);
     if (prefix_tokens_encode(router->prefixes, scratch->cache, &scratch->prompt.prompt,
                              &scratch->ids, NULL, &st) != ST_OK)
-        return field_fail(err, "messages", "invalid_value", "the prompt cannot be tokenized: %s",
-                          st.msg);
-    if (!add_prompt(task, "messages", &scratch->ids, context_length, err))
+        return field_fail(err, list, "invalid_value", "the prompt cannot be tokenized: %s", st.msg);
+    if (!add_prompt(task, list, &scratch->ids, context_length, err))
         return false;
     task->start = scratch->prompt.start;
     task->tools = scratch->prompt.tools;
     return fill_generation(task, router, err);
+}
+
+bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
+                   size_t len, uint64_t context_length, struct text_scratch *scratch,
+                   struct chat_error *err)
+{
+    return parse(task, body, len, err) &&
+           chat_params_read(json_root(task->doc), tokenizer_vocab(router->tokenizer), &task->params,
+                            err) &&
+           run_chat(task, router, json_root(task->doc), "messages", context_length, scratch, err);
+}
+
+static bool run_anthropic(struct text_task *task, const struct router *router, const char *body,
+                          size_t len, uint64_t context_length, struct text_scratch *scratch,
+                          struct chat_error *err)
+{
+    const struct json *chat;
+
+    return parse(task, body, len, err) &&
+           anthropic_request_read(task->doc, task->counting, tokenizer_vocab(router->tokenizer),
+                                  &task->params, &chat, err) &&
+           run_chat(task, router, chat, "messages", context_length, scratch, err);
+}
+
+bool anthropic_task_run(struct text_task *task, const struct router *router, const char *body,
+                        size_t len, uint64_t context_length, struct text_scratch *scratch,
+                        struct chat_error *err)
+{
+    return run_anthropic(task, router, body, len, context_length, scratch, err);
+}
+
+bool anthropic_count_task_run(struct text_task *task, const struct router *router, const char *body,
+                              size_t len, uint64_t context_length, struct text_scratch *scratch,
+                              struct chat_error *err)
+{
+    task->counting = true;
+    return run_anthropic(task, router, body, len, context_length, scratch, err);
+}
+
+bool responses_task_run(struct text_task *task, const struct router *router, const char *body,
+                        size_t len, uint64_t context_length, struct text_scratch *scratch,
+                        struct chat_error *err)
+{
+    const struct json *chat;
+
+    return parse(task, body, len, err) &&
+           responses_request_read(task->doc, tokenizer_vocab(router->tokenizer), &task->params,
+                                  &chat, &task->echo, err) &&
+           run_chat(task, router, chat, "input", context_length, scratch, err);
 }
 
 /* ---- completions ----------------------------------------------------------------------------- */

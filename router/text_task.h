@@ -35,6 +35,8 @@ struct text_task {
     bool raw;                                     /* the output is text and nothing else */
     enum turn_start start;                        /* not raw: where the parser begins */
     bool tools;                                   /* not raw: whether it looks for calls */
+    bool counting;                                /* nothing is generated: any length will do */
+    struct buf echo; /* /v1/responses: what the answer repeats of the request */
 };
 
 /**
@@ -45,6 +47,19 @@ struct text_task {
 bool chat_task_run(struct text_task *task, const struct router *router, const char *body,
                    size_t len, uint64_t context_length, struct text_scratch *scratch,
                    struct chat_error *err);
+
+/** The same for a body of Anthropic's Messages API, and of its count_tokens. */
+bool anthropic_task_run(struct text_task *task, const struct router *router, const char *body,
+                        size_t len, uint64_t context_length, struct text_scratch *scratch,
+                        struct chat_error *err);
+bool anthropic_count_task_run(struct text_task *task, const struct router *router, const char *body,
+                              size_t len, uint64_t context_length, struct text_scratch *scratch,
+                              struct chat_error *err);
+
+/** The same for a body of OpenAI's Responses API. */
+bool responses_task_run(struct text_task *task, const struct router *router, const char *body,
+                        size_t len, uint64_t context_length, struct text_scratch *scratch,
+                        struct chat_error *err);
 
 /** The same for a completion body: prompt is a string, a list of token ids, or a list of either. */
 bool completion_task_run(struct text_task *task, const struct router *router, const char *body,

@@ -197,7 +197,8 @@ static void put_each(const struct token_logprobs *l, const struct tokenizer *t,
         memcpy(&s.token, l->tokens.data + i * sizeof(s.token), sizeof(s.token));
         buf_puts(out, i > 0 ? "," : "");
         put(t, &s, out);
-        s.top += s.token.n_top;
+        if (s.token.n_top > 0) /* else there may be none at all: NULL */
+            s.top += s.token.n_top;
     }
 }
 
@@ -226,7 +227,11 @@ static void put_offsets(struct token_logprobs *l, const struct tokenizer *t, str
 void token_logprobs_write(struct token_logprobs *l, enum token_logprobs_style style,
                           const struct tokenizer *t, struct buf *out)
 {
-    if (style == LOGPROBS_CHAT) {
+    if (style == LOGPROBS_RESPONSES) {
+        buf_puts(out, "[");
+        put_each(l, t, put_chat_token, out);
+        buf_puts(out, "]");
+    } else if (style == LOGPROBS_CHAT) {
         buf_puts(out, "{\"content\":[");
         put_each(l, t, put_chat_token, out);
         buf_puts(out, "],\"refusal\":null}");
@@ -241,7 +246,81 @@ void token_logprobs_write(struct token_logprobs *l, enum token_logprobs_style st
         put_offsets(l, t, out);
         buf_puts(out, "]}");
     }
-    l->n = l->tokens.len = l->top.len = 0;
+    token_logprobs_drop(l);
+}
+
+void token_logprobs_drop(struct token_logprobs *l)
+{
+    l->n = l->n_prompt = l->tokens.len = l->top.len = 0;
+}
+
+/* ---- SGLang's members ---- */
+
+struct meta_style {
+    bool tops, text;
+};
+
+/* [logprob, id, text] */
+static void put_triple(const struct tokenizer *t, const struct entry *e, bool text, struct buf *out)
+{
+    size_t n;
+    const char *s = bytes_of(t, e->id, &n);
+
+    buf_puts(out, "[");
+    put_logprob(e->logprob, out);
+    buf_printf(out, ",%d,", e->id);
+    if (text)
+        put_text(s, n, "", out);
+    else
+        buf_puts(out, "null");
+    buf_puts(out, "]");
+}
+
+/* Tokens [from, to): each itself, or the list of its most probable ones. */
+static void put_range(const struct token_logprobs *l, const struct tokenizer *t, size_t from,
+                      size_t to, struct meta_style style, struct buf *out)
+{
+    const struct entry *top = (const struct entry *)(const void *)l->top.data;
+    struct token token;
+    size_t top_at = 0;
+
+    buf_puts(out, "[");
+    for (size_t i = 0; i < to; i++, top_at += token.n_top) {
+        memcpy(&token, l->tokens.data + i * sizeof(token), sizeof(token));
+        if (i < from)
+            continue;
+        buf_puts(out, i > from ? "," : "");
+        if (!style.tops) {
+            put_triple(t, &token.entry, style.text, out);
+            continue;
+        }
+        buf_puts(out, token.n_top > 0 ? "[" : "null");
+        for (uint32_t k = 0; k < token.n_top; k++) {
+            buf_puts(out, k > 0 ? "," : "");
+            put_triple(t, &top[top_at + k], style.text, out);
+        }
+        buf_puts(out, token.n_top > 0 ? "]" : "");
+    }
+    buf_puts(out, "]");
+}
+
+void token_logprobs_write_meta(const struct token_logprobs *l, bool tops, bool text,
+                               const struct tokenizer *t, struct buf *out)
+{
+    struct meta_style style = {false, text};
+
+    buf_puts(out, "\"input_token_logprobs\":");
+    put_range(l, t, 0, l->n_prompt, style, out);
+    buf_puts(out, ",\"output_token_logprobs\":");
+    put_range(l, t, l->n_prompt, l->n, style, out);
+    buf_printf(out, ",\"output_token_logprobs_length\":%zu", l->n - l->n_prompt);
+    if (!tops)
+        return;
+    style.tops = true;
+    buf_puts(out, ",\"input_top_logprobs\":");
+    put_range(l, t, 0, l->n_prompt, style, out);
+    buf_puts(out, ",\"output_top_logprobs\":");
+    put_range(l, t, l->n_prompt, l->n, style, out);
 }
 
 void token_logprobs_deinit(struct token_logprobs *l)

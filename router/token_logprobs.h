@@ -16,6 +16,7 @@
 
 enum token_logprobs_style {
     LOGPROBS_CHAT, /* {"content":[{"token":..,"logprob":..,"bytes":[..],"top_logprobs":[..]}]} */
+    LOGPROBS_RESPONSES, /* [{"token":..,"logprob":..,"bytes":[..],"top_logprobs":[..]}] */
     LOGPROBS_COMPLETION /* {"tokens":[..],"token_logprobs":[..],"top_logprobs":[..],"text_offset":..}
                          */
 };
@@ -23,6 +24,7 @@ enum token_logprobs_style {
 /* Zero-initialise; token_logprobs_deinit() at the end. */
 struct token_logprobs {
     size_t n;           /* tokens not written yet */
+    size_t n_prompt;    /* of them the prompt's, which are the first */
     size_t text_offset; /* of the first of them, in characters */
     struct buf tokens;  /* their ids and numbers */
     struct buf top;     /* the most probable ones of each */
@@ -49,6 +51,14 @@ void token_logprobs_add_first(struct token_logprobs *l, int32_t id);
 /** Writes all that was added as a JSON object, and forgets it. */
 void token_logprobs_write(struct token_logprobs *l, enum token_logprobs_style style,
                           const struct tokenizer *t, struct buf *out);
+
+/** Forgets all that was added. */
+void token_logprobs_drop(struct token_logprobs *l);
+
+/** Writes all that was added as SGLang's members of "meta_info", and forgets nothing.
+ * @param tops  whether the most probable ones are told; text: whether tokens have theirs */
+void token_logprobs_write_meta(const struct token_logprobs *l, bool tops, bool text,
+                               const struct tokenizer *t, struct buf *out);
 
 void token_logprobs_deinit(struct token_logprobs *l);
 

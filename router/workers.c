@@ -294,7 +294,7 @@ static size_t name_pages(struct workers *ws, const struct workers_request *r)
         ws->cap_pages = n;
     }
     for (size_t i = 0; i < n; i++)
-        ws->pages[i] = h = prefix_block_hash(h, 0, r->ids + i * PREFIX_BLOCK_TOKENS);
+        ws->pages[i] = h = prefix_block_hash(h, r->salt, r->ids + i * PREFIX_BLOCK_TOKENS);
     return n;
 }
 

@@ -134,6 +134,7 @@ struct workers_request {
     const int32_t *ids;
     size_t key_len;
     const char *key; /* routing key */
+    uint64_t salt;   /* of the prefixes; 0: none */
     uint32_t n_avoid;
     const uint32_t *avoid; /* decode workers that failed it, by idx */
     uint32_t n_avoid_prefill;

@@ -77,15 +77,16 @@ static bool fail_memory(struct parser *ps, size_t bytes)
     return false;
 }
 
-/* n bytes for nodes, aligned for them; NULL when memory is out. */
-static void *node_alloc(struct parser *ps, size_t n)
+/* n bytes for nodes, aligned for them; NULL when memory is out. @param hint  of the first chunk's
+ * size */
+static void *doc_alloc(struct json_doc *doc, size_t hint, size_t n)
 {
-    struct chunk *c = ps->doc->chunks;
+    struct chunk *c = doc->chunks;
     void *at;
 
     n = (n + 15) & ~(size_t)15;
     if (c == NULL || c->cap - c->used < n) {
-        size_t cap = c == NULL ? 2 * (size_t)(ps->end - ps->begin) : 2 * c->cap;
+        size_t cap = c == NULL ? hint : 2 * c->cap;
 
         if (cap > CHUNK_BYTES_MAX)
             cap = CHUNK_BYTES_MAX;
@@ -94,18 +95,30 @@ static void *node_alloc(struct parser *ps, size_t n)
         if (cap < n)
             cap = n;
         c = malloc(sizeof(*c) + cap);
-        if (c == NULL) {
-            fail_memory(ps, cap);
+        if (c == NULL)
             return NULL;
-        }
-        c->next = ps->doc->chunks;
+        c->next = doc->chunks;
         c->used = 0;
         c->cap = cap;
-        ps->doc->chunks = c;
+        doc->chunks = c;
     }
     at = c->data + c->used;
     c->used += n;
     return at;
+}
+
+static void *node_alloc(struct parser *ps, size_t n)
+{
+    void *at = doc_alloc(ps->doc, 2 * (size_t)(ps->end - ps->begin), n);
+
+    if (at == NULL)
+        fail_memory(ps, n);
+    return at;
+}
+
+void *json_alloc(struct json_doc *doc, size_t n)
+{
+    return doc_alloc(doc, CHUNK_BYTES_MIN, n);
 }
 
 /* Makes an array of scratch half as large again; it begins inline. */
@@ -553,8 +566,8 @@ enum status_code json_parse(const char *text, size_t len, unsigned flags, struct
         return status_set(st, ST_INVALID, "JSON of %zu bytes: at most %zu are read", len,
                           TEXT_MAX - 1);
     memset(&ps, 0, offsetof(struct parser, inline_slots));
-    ps.begin = ps.p = text;
-    ps.end = text + len;
+    ps.begin = ps.p = len > 0 ? text : ""; /* of nothing, text may be NULL */
+    ps.end = ps.begin + len;
     ps.flags = flags;
     ps.st = st;
     ps.slots = ps.inline_slots;

@@ -89,6 +89,21 @@ bool json_double(const struct json *v, double *out);
 /** True when v is a string equal to s. */
 bool json_is(const struct json *v, const char *s);
 
+/**
+ * Memory that lives as long as the document, for a value made from it: one that borrows its parts.
+ * Only while no other thread reads the document.
+ * @return n bytes, not zeroed; NULL: no memory
+ */
+void *json_alloc(struct json_doc *doc, size_t n);
+
+struct json_style {
+    const char *comma, *colon;
+    void (*number)(struct buf *out, const struct json *v); /* NULL: as it was spelled */
+};
+
+/** Appends v; any depth, without recursion. @param style  NULL: without blanks */
+void json_write(struct buf *out, const struct json *v, const struct json_style *style);
+
 /** Appends s as a JSON string with quotes: escapes only '"', '\' and U+0000-U+001F (\n \r \t \b \f,
  * else \u00xx). s must be UTF-8. */
 void json_write_string(struct buf *out, const char *s, size_t len);

@@ -42,6 +42,10 @@ struct chat_error {
     char message[512]; /* UTF-8; names the message's index where there is one */
     char param[128];   /* "messages[3].content"; empty when no field is to blame */
     const char *code;  /* "missing_required_parameter", "invalid_value", ...; static */
+    /* Set by a caller whose messages were made from another API's list: how that is called, and
+     * which element message i came from. NULL: "messages", and i itself. */
+    const char *list;
+    const uint32_t *origin;
 };
 
 struct chat_prompt {
@@ -49,6 +53,7 @@ struct chat_prompt {
     enum turn_start start; /* where the output parser begins */
     bool tools;            /* whether it looks for tool calls */
     bool thinking;         /* the mode that was chosen */
+    bool think_max;        /* the most effort was asked for */
 };
 
 /**

@@ -36,7 +36,8 @@ bool chat_fail_at(struct chat_error *err, uint32_t i, const char *field, const c
 
     err->status = 400;
     err->code = "invalid_value";
-    snprintf(err->param, sizeof(err->param), "messages[%u]%s", i, field);
+    snprintf(err->param, sizeof(err->param), "%s[%u]%s", err->list == NULL ? "messages" : err->list,
+             err->origin == NULL ? i : err->origin[i], field);
     n = snprintf(err->message, sizeof(err->message), "%s: ", err->param);
     va_start(ap, fmt);
     print_message(err, (size_t)n, fmt, ap);

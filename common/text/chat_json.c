@@ -120,58 +120,9 @@ static void write_number(struct buf *out, const struct json *v)
     chat_json_write_double(out, d);
 }
 
-static void write_scalar(struct buf *out, const struct json *v)
-{
-    if (v->type == JSON_STRING)
-        json_write_string(out, v->text, v->len);
-    else if (v->type == JSON_NUMBER)
-        write_number(out, v);
-    else
-        buf_puts(out, v->type == JSON_NULL ? "null" : v->type == JSON_TRUE ? "true" : "false");
-}
-
-/* A container that is being written. */
-struct open {
-    const struct json *v;
-    uint32_t next; /* its next child */
-};
-
 void chat_json_write(struct buf *out, const struct json *v)
 {
-    struct buf stack = {0}; /* of struct open, innermost last */
-    struct open top = {.v = NULL};
+    static const struct json_style python = {", ", ": ", write_number};
 
-    for (;;) {
-        if (v->type != JSON_ARRAY && v->type != JSON_OBJECT) {
-            write_scalar(out, v);
-        } else {
-            if (top.v != NULL)
-                buf_append(&stack, &top, sizeof(top));
-            top = (struct open){.v = v};
-            buf_puts(out, v->type == JSON_ARRAY ? "[" : "{");
-        }
-        while (top.v != NULL && top.next == top.v->len) {
-            buf_puts(out, top.v->type == JSON_ARRAY ? "]" : "}");
-            top.v = NULL;
-            if (stack.len > 0) {
-                stack.len -= sizeof(top);
-                memcpy(&top, stack.data + stack.len, sizeof(top));
-            }
-        }
-        if (top.v == NULL)
-            break;
-        if (top.next > 0)
-            buf_puts(out, ", ");
-        if (top.v->type == JSON_OBJECT) {
-            const struct json_member *m = &top.v->members[top.next];
-
-            json_write_string(out, m->key, m->key_len);
-            buf_puts(out, ": ");
-            v = &m->value;
-        } else {
-            v = &top.v->items[top.next];
-        }
-        top.next++;
-    }
-    buf_deinit(&stack);
+    json_write(out, v, &python);
 }

@@ -54,14 +54,15 @@ static bool read_effort(const struct json *effort, const char *param, enum chat_
     static const struct {
         const char *name;
         enum chat_effort ga, preview;
+        bool max;
     } efforts[] = {
         {"minimal", CHAT_EFFORT_NONE, CHAT_EFFORT_NONE},
         {"low", CHAT_EFFORT_NONE, CHAT_EFFORT_NONE},
         {"medium", CHAT_EFFORT_HIGH, CHAT_EFFORT_NONE},
         {"high", CHAT_EFFORT_HIGH, CHAT_EFFORT_NONE},
         {"xhigh", CHAT_EFFORT_HIGH, CHAT_EFFORT_NONE},
-        {"max", CHAT_EFFORT_MAX, CHAT_EFFORT_HIGH},
-        {"ultra", CHAT_EFFORT_MAX, CHAT_EFFORT_HIGH},
+        {"max", CHAT_EFFORT_MAX, CHAT_EFFORT_HIGH, true},
+        {"ultra", CHAT_EFFORT_MAX, CHAT_EFFORT_HIGH, true},
     };
 
     if (effort == NULL) {
@@ -76,6 +77,7 @@ static bool read_effort(const struct json *effort, const char *param, enum chat_
     for (size_t i = 0; i < sizeof(efforts) / sizeof(*efforts); i++)
         if (json_is(effort, efforts[i].name)) {
             style->effort = profile == CHAT_GA ? efforts[i].ga : efforts[i].preview;
+            style->think_max = efforts[i].max;
             return true;
         }
     return chat_fail(err, "invalid_value", param,

@@ -20,6 +20,7 @@ struct chat_style {
     bool thinking;
     bool drop_thinking;
     enum chat_effort effort;
+    bool think_max; /* the most effort was asked for, whatever the profile writes for it */
     enum chat_ending ending;
     bool open_tool_block;         /* the prompt ends inside a tool-call block */
     bool normalise_tools;         /* tools are name, description, parameters in this order */

@@ -364,6 +364,7 @@ enum status_code chat_request_render(const struct json *body, const struct chat_
         out->start = start_of(&r);
         out->tools = r.mode.tools != NULL;
         out->thinking = r.mode.style.thinking;
+        out->think_max = out->thinking && r.mode.style.think_max;
     }
     free(r.pending);
     chat_messages_deinit(&r.cm);

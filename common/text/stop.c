@@ -177,6 +177,12 @@ int stop_found(const struct stop *s)
     return s->found;
 }
 
+const char *stop_text(const struct stop *s, size_t i, size_t *len)
+{
+    *len = s->patterns[i].len;
+    return s->patterns[i].text;
+}
+
 size_t stop_held(const struct stop *s)
 {
     return s->held.len;

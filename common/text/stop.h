@@ -52,6 +52,9 @@ void stop_finish(struct stop *s, struct buf *out);
 /** Index of the string that was found, or -1. */
 int stop_found(const struct stop *s);
 
+/** The text of string i, as given to stop_new(); borrowed until stop_free(). */
+const char *stop_text(const struct stop *s, size_t i, size_t *len);
+
 /** Bytes withheld now. */
 size_t stop_held(const struct stop *s);
 

@@ -49,6 +49,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (json_parse(out.data, out.len, 0, &doc, &st) != ST_OK)
         abort();
     json_free(doc);
+    out.len = 0;
+    api_error_anthropic_json(&out, 400, buf_cstr(&copy), buf_cstr(&copy));
+    if (json_parse(out.data, out.len, 0, &doc, &st) != ST_OK)
+        abort();
+    json_free(doc);
     buf_deinit(&copy);
     buf_deinit(&out);
     return 0;

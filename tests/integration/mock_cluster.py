@@ -1,6 +1,8 @@
 """A router before mock workers (tests/lib/mock_decode.c), for tests that need no model."""
 import json
 import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from conftest import SLOW, Process, free_port, http_get, metric, wait_until
@@ -84,3 +86,28 @@ class MockCluster:
 def directive(**kw):
     """The user message that tells the mock what to answer."""
     return "mock" + json.dumps(kw, ensure_ascii=False)
+
+
+def post(c, path, body):
+    """-> (status, object)"""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    r = urllib.request.Request(c.url + path, data=data, method="POST")
+    try:
+        with urllib.request.urlopen(r, timeout=30 * SLOW) as f:
+            return f.status, json.loads(f.read())
+    except urllib.error.HTTPError as e:
+        return e.code, json.loads(e.read())
+
+
+def sse(c, path, body):
+    """The events of a stream: [(name or None, data)]."""
+    r = urllib.request.Request(c.url + path, data=json.dumps(body).encode(), method="POST")
+    out, name = [], None
+    with urllib.request.urlopen(r, timeout=60 * SLOW) as f:
+        for line in f.read().decode().splitlines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                out.append((name, line[6:]))
+                name = None
+    return out

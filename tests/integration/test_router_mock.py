@@ -196,7 +196,8 @@ def test_sampling_fields_reach_the_worker(router):
                           "stop_token_ids": [5, 6], "rid": "my-request"},
                  temperature=0.5, top_p=0.9, seed=-1, max_tokens=1000)
     assert got == {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 2**64 - 1,
-                   "max_new_tokens": 1000, "min_new_tokens": 2, "ignore_eos": 1, "stop": [5, 6],
+                   "max_new_tokens": 1000, "min_new_tokens": 2, "ignore_eos": 1, "stop": [5, 6], "prompt": [],
+                   "priority": 0, "cache_salt": "0" * 16,
                    "presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": [],
                    "logprobs": 0, "top_logprobs": 0, "prompt_logprobs": 0,
                    "n_prompt": got["n_prompt"], "rid": "my-request",

@@ -7,7 +7,7 @@
  * It prints one line for each thing that happens ("submit RID", "cancel RID", "session closed").
  * What it answers stands in the prompt itself: the last "mock{...}" in it is a JSON object:
  *   text         what to generate (special tokens by their spelling), then end of sentence
- *   report       true: generate a JSON report of the submission instead
+ *   report       true: generate a JSON report of the submission instead; "ids": with its tokens
  *   repeat       the text so many times
  *   batch        tokens per message (1)
  *   interval_ms  between messages (0); delay_ms: before the first
@@ -37,6 +37,7 @@
 #include "baton/v1/decode.pb-c.h"
 #include "common/base/clock.h"
 #include "common/base/flags.h"
+#include "baton/v1/admin.pb-c.h"
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/mailbox.h"
@@ -108,6 +109,18 @@ static void push(int type, struct rpc_session *s, Baton__V1__DecodeRequest *requ
     mailbox_push(mailbox, &m->base);
 }
 
+/* Admin.FlushCache */
+static enum status_code on_flush(void *arg, const void *data, size_t len, void **reply,
+                                 size_t *reply_len, struct status *st)
+{
+    Baton__V1__FlushCacheReply empty = BATON__V1__FLUSH_CACHE_REPLY__INIT;
+
+    (void)arg, (void)data, (void)len;
+    printf("flush\n");
+    fflush(stdout);
+    return rpc_message_pack(&empty.base, reply, reply_len, st);
+}
+
 static void *on_open(void *arg, struct rpc_session *s, struct status *st)
 {
     (void)s;
@@ -173,7 +186,7 @@ static struct json_doc *directive(const Baton__V1__DecodeSubmit *m)
     return doc;
 }
 
-static void report(const Baton__V1__DecodeSubmit *m, struct buf *out)
+static void report(const Baton__V1__DecodeSubmit *m, bool ids, struct buf *out)
 {
     const Baton__V1__Sampling *s = m->sampling;
 
@@ -192,7 +205,13 @@ static void report(const Baton__V1__DecodeSubmit *m, struct buf *out)
                s->prompt_logprobs);
     for (size_t i = 0; i < s->n_logit_bias; i++)
         buf_printf(out, "%s[%d,%g]", i > 0 ? "," : "", s->logit_bias_ids[i], s->logit_bias[i]);
-    buf_printf(out, "],\"n_prompt\":%zu,\"rid\":\"%s\",\"prefill\":[", m->n_token_ids, m->rid);
+    buf_printf(out, "],\"prompt\":[");
+    for (size_t i = 0; ids && i < m->n_token_ids; i++)
+        buf_printf(out, "%s%d", i > 0 ? "," : "", m->token_ids[i]);
+    buf_printf(out,
+               "],\"priority\":%d,\"cache_salt\":\"%016llx\",\"n_prompt\":%zu,\"rid\":\"%s\","
+               "\"prefill\":[",
+               m->priority, (unsigned long long)m->cache_salt, m->n_token_ids, m->rid);
     for (size_t i = 0; i < m->n_prefill; i++)
         buf_printf(out, "%s\"%s\"", i > 0 ? "," : "", m->prefill[i]);
     buf_puts(out, "]}");
@@ -209,9 +228,9 @@ static void fill_output(struct request *r, const Baton__V1__DecodeSubmit *m, con
     struct buf out = {0};
     struct status st;
 
-    if (wants_report != NULL && wants_report->type == JSON_TRUE) {
+    if (wants_report != NULL) {
         buf_puts(&out, thinks ? "</think>" : "");
-        report(m, &out);
+        report(m, json_is(wants_report, "ids"), &out);
     } else if (text != NULL && text->type == JSON_STRING) {
         for (int64_t i = number(d, "repeat", 1); i > 0; i--)
             buf_append(&out, text->text, text->len);
@@ -693,7 +712,7 @@ int main(int argc, char **argv)
          .help = "name the first prefill worker that takes a connection"},
         {NULL},
     };
-    static struct rpc_method methods[2] = {{
+    static struct rpc_method methods[3] = {{
         .path = "/baton.v1.Decode/Session",
         .on_open = on_open,
         .callbacks = {on_message, on_close},
@@ -714,10 +733,11 @@ int main(int argc, char **argv)
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends takes its mocks along */
     log_init("mock", LOG_WARN);
     methods[1] = publisher_method(publisher);
+    methods[2] = (struct rpc_method){.path = "/baton.v1.Admin/FlushCache", .unary = on_flush};
     if (options.prefill_port > 0)
-        listen_on(rpc, options.prefill_port, methods + 1, 1);
+        listen_on(rpc, options.prefill_port, methods + 1, 2);
     if (options.port > 0)
-        listen_on(rpc, options.port, methods, 2);
+        listen_on(rpc, options.port, methods, 3);
     printf("serving\n");
     serve();
     return 0;

@@ -136,6 +136,105 @@ static void the_answer_does_not_depend_on_batches(void **state)
     }
 }
 
+/* Deltas one by one, to see in how many pieces text comes. */
+static void list(void *arg, const struct chat_delta *d)
+{
+    struct buf *out = arg;
+
+    buf_printf(out, "%d:%.*s|", (int)d->kind, (int)d->len, d->text);
+}
+
+static void answer_to_list(const struct text_task *task, const char *text, size_t n_max,
+                           Baton__V1__FinishReason finish, struct chat_answer *a, struct buf *out)
+{
+    struct chat_answer_scratch scratch = {0};
+    struct token_list ids = {0};
+    struct status st;
+
+    out->len = 0;
+    assert_int_equal(chat_answer_init(a, &router, task, &scratch, list, out, &st), ST_OK);
+    assert_int_equal(
+        tokenizer_encode(router.tokenizer, NULL, text, strlen(text), TOKENIZE_ADDED, &ids, &st),
+        ST_OK);
+    for (size_t i = 0; i < ids.n && i < n_max && a->finish == NULL; i++)
+        assert_int_equal(chat_answer_push(a, ids.ids + i, 1,
+                                          i + 1 == ids.n || i + 1 == n_max
+                                              ? finish
+                                              : BATON__V1__FINISH_REASON__FINISH_NONE,
+                                          &st),
+                         ST_OK);
+    token_list_deinit(&ids);
+    buf_deinit(&scratch.text);
+    buf_deinit(&scratch.pending);
+}
+
+static void reasoning_may_be_held_until_it_is_complete(void **state)
+{
+    struct text_task task = {.start = TURN_REASONING};
+    struct buf out = {0};
+    struct chat_answer a;
+
+    (void)state;
+    task.params.separate_reasoning = task.params.stream = true;
+    answer_to_list(&task, "a b c</think>d", 99, BATON__V1__FINISH_REASON__FINISH_LENGTH, &a, &out);
+    assert_string_equal(buf_cstr(&out), "0:a b c|1:d|");
+    chat_answer_deinit(&a);
+    answer_to_list(&task, "a b c</think>d", 2, BATON__V1__FINISH_REASON__FINISH_LENGTH, &a, &out);
+    assert_string_equal(buf_cstr(&out), "0:a b|"); /* it ends there: what is held comes out */
+    chat_answer_deinit(&a);
+    task.params.stream_reasoning = true;
+    answer_to_list(&task, "a b c</think>d", 99, BATON__V1__FINISH_REASON__FINISH_LENGTH, &a, &out);
+    assert_string_equal(buf_cstr(&out), "0:a|0: b|0: c|1:d|");
+    chat_answer_deinit(&a);
+    buf_deinit(&out);
+}
+
+static void a_single_call_ends_the_answer(void **state)
+{
+    static const char calls[] = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n"
+                                "</｜DSML｜invoke>\n<｜DSML｜invoke name=\"g\">\n"
+                                "</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+    struct text_task task = {.start = TURN_CONTENT, .tools = true};
+    struct buf out = {0};
+    struct chat_answer a;
+
+    (void)state;
+    for (int parallel = 0; parallel < 2; parallel++) {
+        task.params.parallel_tool_calls = parallel;
+        answer_to_list(&task, calls, 999, BATON__V1__FINISH_REASON__FINISH_STOP, &a, &out);
+        assert_string_equal(a.finish, "tool_calls");
+        assert_true((strstr(buf_cstr(&out), "2:g|") != NULL) == parallel);
+        assert_non_null(strstr(buf_cstr(&out), "2:f|"));
+        chat_answer_deinit(&a);
+    }
+    buf_deinit(&out);
+}
+
+static void what_ended_it_is_told(void **state)
+{
+    struct text_task task = {.start = TURN_CONTENT};
+    struct buf out = {0};
+    struct chat_answer a;
+    size_t n;
+
+    (void)state;
+    task.params.stop[0] = (struct stop_string){"zz", 2};
+    task.params.stop[1] = (struct stop_string){"two", 3};
+    task.params.n_stop = 2;
+    answer_to_list(&task, "one two three", 99, BATON__V1__FINISH_REASON__FINISH_STOP, &a, &out);
+    assert_memory_equal(chat_answer_stop_string(&a, &n), "two", 3);
+    assert_int_equal(n, 3);
+    chat_answer_deinit(&a);
+    answer_to_list(&task, "one!", 99, BATON__V1__FINISH_REASON__FINISH_STOP, &a, &out);
+    assert_null(chat_answer_stop_string(&a, &n));
+    assert_int_equal(a.stop_id, 3); /* '!' */
+    chat_answer_deinit(&a);
+    answer_to_list(&task, "one!", 99, BATON__V1__FINISH_REASON__FINISH_LENGTH, &a, &out);
+    assert_int_equal(a.stop_id, -1);
+    chat_answer_deinit(&a);
+    buf_deinit(&out);
+}
+
 static void tokens_are_counted_and_the_end_token_is_not_shown(void **state)
 {
     struct text_task task = {.start = TURN_REASONING};
@@ -212,6 +311,9 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_answer_does_not_depend_on_batches),
+        cmocka_unit_test(reasoning_may_be_held_until_it_is_complete),
+        cmocka_unit_test(a_single_call_ends_the_answer),
+        cmocka_unit_test(what_ended_it_is_told),
         cmocka_unit_test(tokens_are_counted_and_the_end_token_is_not_shown),
         cmocka_unit_test(half_a_character_at_the_end_becomes_the_replacement_character),
         cmocka_unit_test(an_id_outside_the_vocabulary_is_corrupt),

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "router/anthropic_request.h"
 #include "router/chat_params.h"
+#include "router/responses_request.h"
 
 static bool read_body(const char *body, struct chat_params *p, struct chat_error *err)
 {
@@ -100,6 +102,29 @@ static void no_name_stands_twice_and_each_row_is_whole(void **state)
     for (const struct field *f = completion_params_tables[0]; f->name != NULL; f++)
         for (const struct field *g = completion_params_tables[1]; g->name != NULL; g++)
             assert_string_not_equal(f->name, g->name);
+}
+
+static void the_tables_of_other_apis_are_whole(void **state)
+{
+    const struct field *const *const apis[] = {completion_params_tables, generate_params_tables,
+                                               anthropic_tables, anthropic_count_tables,
+                                               responses_tables};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(apis) / sizeof(apis[0]); i++)
+        for (const struct field *const *t = apis[i]; *t != NULL; t++)
+            for (const struct field *f = *t; f->name != NULL; f++) {
+                size_t n = 0;
+
+                for (const struct field *const *u = apis[i]; *u != NULL; u++)
+                    for (const struct field *g = *u; g->name != NULL; g++)
+                        n += strcmp(f->name, g->name) == 0;
+                if (n != 1)
+                    fail_msg("%s stands %zu times in table %zu", f->name, n, i);
+                assert_true(f->kind != FIELD_READ || f->read != NULL);
+                assert_true((f->kind != FIELD_INT && f->kind != FIELD_FLOAT) || f->max > f->min);
+                assert_true(f->kind != FIELD_STRING || f->max > 0);
+            }
 }
 
 static void each_field_of_generate_is_honoured_or_refused_by_name(void **state)
@@ -198,6 +223,7 @@ int main(void)
         cmocka_unit_test(an_empty_body_means_the_defaults),
         cmocka_unit_test(every_field_takes_null_as_absent),
         cmocka_unit_test(no_name_stands_twice_and_each_row_is_whole),
+        cmocka_unit_test(the_tables_of_other_apis_are_whole),
         cmocka_unit_test(each_field_of_generate_is_honoured_or_refused_by_name),
         cmocka_unit_test(what_is_not_offered_is_refused_by_name_unless_it_asks_for_nothing),
         cmocka_unit_test(numbers_are_bounded_and_typed),

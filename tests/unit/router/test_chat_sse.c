@@ -77,6 +77,7 @@ static void every_event_is_one_line_of_json(void **state)
     chat_sse_finish(&s, 1, "stop", NULL, &out);
     doc = event(&out);
     assert_true(json_is(json_get(choice(doc), "finish_reason"), "stop"));
+    assert_int_equal(json_get(choice(doc), "matched_stop")->type, JSON_NULL);
     assert_int_equal(json_get(choice(doc), "delta")->len, 0);
     assert_int_equal(json_get(json_root(doc), "usage")->type, JSON_NULL);
     json_free(doc);

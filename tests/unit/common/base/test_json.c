@@ -375,12 +375,45 @@ static void what_is_written_reads_back(void **state)
     }
 }
 
+static void a_tree_is_written_as_it_was_spelled(void **state)
+{
+    static const char *const texts[] = {
+        "null", "[]", "{}",
+        "[1.50,-0,1e999,\"a\\nb\",true,false,{\"k\":[[],{\"\":{}}],\"l\":null}]",
+        "123456789012345678901234567890"};
+    static const struct json_style spaced = {", ", ": ", NULL};
+    struct buf b = {0};
+    struct json_doc *doc;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        doc = parse(texts[i], 0);
+        b.len = 0;
+        json_write(&b, json_root(doc), NULL);
+        assert_string_equal(buf_cstr(&b), texts[i]);
+        json_free(doc);
+    }
+    doc = parse("{\"a\":[1,2]}", 0);
+    b.len = 0;
+    json_write(&b, json_root(doc), &spaced);
+    assert_string_equal(buf_cstr(&b), "{\"a\": [1, 2]}");
+    /* Memory of the document's, for what is made from it. */
+    for (size_t n = 1; n < 1 << 20; n *= 7)
+        memset(json_alloc(doc, n), 0x5a, n);
+    b.len = 0;
+    json_write(&b, json_root(doc), NULL);
+    assert_string_equal(buf_cstr(&b), "{\"a\":[1,2]}");
+    json_free(doc);
+    buf_deinit(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_tree_keeps_order_kinds_and_spelling),
         cmocka_unit_test(strings_are_decoded_at_every_alignment),
         cmocka_unit_test(a_nul_inside_a_string_is_kept),
+        cmocka_unit_test(a_tree_is_written_as_it_was_spelled),
         cmocka_unit_test(syntax_errors_name_the_byte_and_what_was_expected),
         cmocka_unit_test(numbers_follow_the_grammar),
         cmocka_unit_test(nan_and_infinity_need_their_flag),
