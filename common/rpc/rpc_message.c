@@ -28,9 +28,7 @@ enum status_code rpc_session_send_message(struct rpc_session *s, const ProtobufC
 
     if (rpc_message_pack(m, &bytes, &len, st) != ST_OK)
         return st->code;
-    rpc_session_send(s, bytes, len, st);
-    free(bytes);
-    return st->code;
+    return rpc_session_give(s, bytes, len, st);
 }
 
 /* ---- arena ---- */

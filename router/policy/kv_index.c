@@ -13,7 +13,9 @@ enum {
     SET = 255,              /* of n */
     MMAP_BYTES_MIN = 32768, /* larger tables go back to the system when they have grown */
     PAGE_BYTES = 4096,
-    SET_MIN = 8
+    SET_MIN = 8,
+    SETS_STEP_MIN = 64,
+    SETS_STEP_MAX = 1 << 16 /* made at once: their numbers are written one by one */
 };
 
 struct entry {
@@ -118,7 +120,10 @@ static size_t set_bytes(uint32_t cap)
 
 static bool more_sets(struct kv_index *ix)
 {
-    uint32_t n = ix->n_sets == 0 ? 64 : ix->n_sets * 2;
+    uint32_t step = ix->n_sets < SETS_STEP_MIN   ? SETS_STEP_MIN
+                    : ix->n_sets < SETS_STEP_MAX ? ix->n_sets
+                                                 : SETS_STEP_MAX;
+    uint32_t n = ix->n_sets + step;
     struct set **sets = realloc(ix->sets, n * sizeof(*sets));
     uint32_t *next;
 
@@ -287,14 +292,10 @@ static bool full(const struct table *t)
     return t->n + 1 > t->n_slots - t->n_slots / 5; /* at most 0.8 */
 }
 
-/* Grows by an eighth to three eighths, when the cap allows: all fill at the same pace, and by
- * factors of their own they do not all grow in the same moment. */
+/* Grows by a quarter, when the cap allows. */
 static bool grow(struct kv_index *ix, struct table *t)
 {
-    uint32_t share = (uint32_t)(t - ix->tables) * 5 % 256; /* of a quarter; neighbours differ */
-    uint32_t n = t->n_slots == 0 ? SLOTS_MIN
-                                 : t->n_slots + t->n_slots / 8 +
-                                       (uint32_t)((uint64_t)t->n_slots * share / 1024);
+    uint32_t n = t->n_slots == 0 ? SLOTS_MIN : t->n_slots + t->n_slots / 4;
     size_t more = slots_bytes(n) - slots_bytes(t->n_slots);
     struct table old = *t;
 
