@@ -18,6 +18,7 @@
 enum {
     READ_BYTES_MAX = 64 << 10,   /* taken from a socket at once; also input held while replying */
     WRITE_BYTES_MAX = 256 << 10, /* given to a socket at once */
+    OUTBOX_PIECE_MAX = 64 << 10, /* larger pieces go to a bufferevent */
     LINGER_US = 2000000          /* a client may go on sending what was refused */
 };
 
@@ -93,8 +94,8 @@ void http_conn_linger(struct http_exchange *c)
     c->phase = HTTP_PHASE_LINGERING;
     evbuffer_drain(in, evbuffer_get_length(in));
     set_deadline(c, HTTP_NEVER);
-    if (evbuffer_get_length(bufferevent_get_output(c->bev)) > 0)
-        return; /* the write callback comes back here */
+    if (http_reply_pending(c) > 0)
+        return; /* on_output_gone() comes back here */
     if (c->tls)
         (void)SSL_shutdown(bufferevent_openssl_get_ssl(c->bev));
     if (c->half_closed || shutdown(bufferevent_getfd(c->bev), SHUT_WR) != 0) {
@@ -184,8 +185,7 @@ static void send_continue(struct http_exchange *c)
 {
     static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
 
-    evbuffer_add(bufferevent_get_output(c->bev), line, sizeof(line) - 1);
-    http_conn_touch(c);
+    http_conn_put(c, line, sizeof(line) - 1);
 }
 
 /* Feeds what has arrived to the parser; answers follow. The only place that reads input. */
@@ -257,20 +257,30 @@ static void on_write(struct bufferevent *bev, void *arg)
     on_output_gone(c);
 }
 
-void http_conn_touch(struct http_exchange *c)
+/* What it has in the outbox goes behind what its bufferevent has. A bufferevent of TLS writes, and
+ * may call back and free c. */
+static void move_to_bufferevent(struct http_exchange *c)
+{
+    size_t n = c->out_len;
+
+    c->out_len = 0;
+    if (n > 0)
+        evbuffer_add(bufferevent_get_output(c->bev), c->server->outbox.data + c->out_at, n);
+}
+
+/* To be flushed at the end of the turn. */
+static void touch(struct http_exchange *c)
 {
     struct http_server *s = c->server;
 
-    if (c->dirty_at > 0 || c->tls) /* TLS writes by itself: its bufferevent watches the buffer */
+    if (c->dirty_at > 0)
         return;
     if (s->n_dirty == s->cap_dirty) {
         size_t cap = s->cap_dirty == 0 ? 64 : s->cap_dirty * 2;
         struct http_exchange **more = realloc(s->dirty, cap * sizeof(struct http_exchange *));
 
-        if (more == NULL) {
-            bufferevent_enable(c->bev, EV_WRITE); /* dearer, and needs no memory */
-            return;
-        }
+        if (more == NULL)
+            abort(); /* as a buffer that cannot grow */
         s->dirty = more;
         s->cap_dirty = cap;
     }
@@ -280,17 +290,63 @@ void http_conn_touch(struct http_exchange *c)
         event_active(s->flush, EV_TIMEOUT, 0);
 }
 
+void http_conn_put(struct http_exchange *c, const void *data, size_t len)
+{
+    struct buf *box = &c->server->outbox;
+    struct evbuffer *out = bufferevent_get_output(c->bev);
+
+    /* Others have written since, or it is too much to copy twice. */
+    if (c->out_len > 0 && (c->out_at + c->out_len != box->len || len > OUTBOX_PIECE_MAX))
+        move_to_bufferevent(c);
+    if (len > OUTBOX_PIECE_MAX || evbuffer_get_length(out) > 0) {
+        evbuffer_add(out, data, len);
+    } else {
+        if (c->out_len == 0)
+            c->out_at = box->len;
+        buf_append(box, data, len);
+        c->out_len += len;
+    }
+    touch(c);
+}
+
+/* Gives n bytes of the outbox to the socket, the rest to the bufferevent. @return as send() */
+static ssize_t send_from_outbox(struct http_exchange *c)
+{
+    const char *data = c->server->outbox.data + c->out_at;
+    size_t n = c->out_len;
+    ssize_t sent = send(bufferevent_getfd(c->bev), data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    c->out_len = 0;
+    if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+        sent = 0;
+    if (sent >= 0 && (size_t)sent < n)
+        evbuffer_add(bufferevent_get_output(c->bev), data + sent, n - (size_t)sent);
+    return sent;
+}
+
+static ssize_t send_from_bufferevent(struct http_exchange *c)
+{
+    struct evbuffer *out = bufferevent_get_output(c->bev);
+    ssize_t sent;
+
+    move_to_bufferevent(c);
+    evbuffer_unfreeze(out, 1); /* the bufferevent guards its front against others */
+    sent = evbuffer_write_atmost(out, bufferevent_getfd(c->bev), WRITE_BYTES_MAX);
+    evbuffer_freeze(out, 1);
+    return sent < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : sent;
+}
+
 void http_conn_flush(struct http_exchange *c)
 {
     struct evbuffer *out = bufferevent_get_output(c->bev);
-    int n;
 
-    if (bufferevent_get_enabled(c->bev) & EV_WRITE)
-        return;                /* the socket was full: the loop goes on when it is not */
-    evbuffer_unfreeze(out, 1); /* the bufferevent guards its front against others */
-    n = evbuffer_write_atmost(out, bufferevent_getfd(c->bev), WRITE_BYTES_MAX);
-    evbuffer_freeze(out, 1);
-    if (n < 0 && errno != EAGAIN && errno != EINTR)
+    if (bufferevent_get_enabled(c->bev) & EV_WRITE) {
+        /* TLS, which writes it as one record; or the socket was full: the loop goes on when it is
+         * not. */
+        move_to_bufferevent(c);
+        return;
+    }
+    if ((evbuffer_get_length(out) > 0 ? send_from_bufferevent(c) : send_from_outbox(c)) < 0)
         http_conn_close(c);
     else if (evbuffer_get_length(out) > 0)
         bufferevent_enable(c->bev, EV_WRITE);

@@ -31,12 +31,14 @@ struct http_exchange {
                              move    back cost nothing: the timer finds out when it fires */
     uint64_t body_since_us;
     enum http_phase phase;
-    size_t dirty_at;  /* place in the server's dirty list + 1; 0: not there */
-    bool in_pump;     /* on the stack: do not free */
-    bool streaming;   /* http_reply_start() was called */
-    bool chunked;     /* and the stream is chunked */
-    bool close_after; /* no keep-alive after this answer */
-    bool half_closed; /* the client sends nothing more */
+    size_t dirty_at;        /* place in the server's dirty list + 1; 0: not there */
+    size_t out_at, out_len; /* what of the server's outbox is its own; follows what its bufferevent
+                               has, and one of the two is empty while bytes are added */
+    bool in_pump;           /* on the stack: do not free */
+    bool streaming;         /* http_reply_start() was called */
+    bool chunked;           /* and the stream is chunked */
+    bool close_after;       /* no keep-alive after this answer */
+    bool half_closed;       /* the client sends nothing more */
     bool tls;
     bool answering; /* a request was handed over and has not ended: on_end is owed */
     int status;     /* of its answer; 0: none yet */
@@ -58,8 +60,11 @@ struct http_server {
     struct http_server_stats stats;
     struct http_exchange *first;
     /* Connections with output of this turn: written once, at its end, straight to the socket. Going
-     * through the event loop would cost two more system calls for each. */
+     * through the event loop would cost two more system calls for each. The bytes of all wait in
+     * one buffer: a bufferevent's own costs allocations for each, and gets what the socket did not.
+     */
     struct http_exchange **dirty; /* [n_dirty] of [cap_dirty]; NULL: gone meanwhile */
+    struct buf outbox;
     size_t n_dirty, cap_dirty;
     struct event *flush;
     int port;
@@ -85,8 +90,8 @@ void http_conn_linger(struct http_exchange *c);
 /** The answer is complete: on to the next request, or the end. */
 void http_conn_finish(struct http_exchange *c);
 
-/** Output was added: it leaves at the end of this turn of the loop. */
-void http_conn_touch(struct http_exchange *c);
+/** Adds output: it leaves at the end of this turn of the loop. */
+void http_conn_put(struct http_exchange *c, const void *data, size_t len);
 
 /** Writes what it can now; the loop does the rest. May close the connection. */
 void http_conn_flush(struct http_exchange *c);
@@ -94,7 +99,7 @@ void http_conn_flush(struct http_exchange *c);
 /** True while no more output may be added for this client. */
 static inline bool http_output_full(const struct http_exchange *c)
 {
-    return evbuffer_get_length(bufferevent_get_output(c->bev)) > c->server->config.output_bytes_max;
+    return http_reply_pending(c) > c->server->config.output_bytes_max;
 }
 
 #endif

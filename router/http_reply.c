@@ -80,8 +80,7 @@ static void write_head(struct http_exchange *x, int status, const char *content_
     else if (minor == 0)
         buf_puts(&head, "connection: keep-alive\r\n");
     buf_puts(&head, "\r\n");
-    evbuffer_add(bufferevent_get_output(x->bev), head.data, head.len);
-    http_conn_touch(x);
+    http_conn_put(x, head.data, head.len);
     buf_deinit(&head);
 }
 
@@ -94,7 +93,7 @@ void http_reply(struct http_exchange *x, int status, const char *content_type, c
         snprintf(framing, sizeof(framing), "content-length: %zu\r\n", len);
     write_head(x, status, content_type, framing);
     if (x->parser.req.method != HTTP_HEAD && status != 204)
-        evbuffer_add(bufferevent_get_output(x->bev), body, len);
+        http_conn_put(x, body, len);
     x->body_bytes += len;
     http_conn_finish(x);
 }
@@ -110,13 +109,25 @@ void http_reply_start(struct http_exchange *x, int status, const char *content_t
 
 size_t http_reply_pending(const struct http_exchange *x)
 {
-    return evbuffer_get_length(bufferevent_get_output(x->bev));
+    return x->out_len + evbuffer_get_length(bufferevent_get_output(x->bev));
+}
+
+/* The line before a chunk. @return its length, at most 18 */
+static size_t chunk_size(size_t n, char out[20])
+{
+    size_t len = 1;
+
+    while (len < 16 && n >> (4 * len) != 0)
+        len++;
+    for (size_t i = len; i-- > 0; n >>= 4)
+        out[i] = "0123456789abcdef"[n & 15];
+    memcpy(out + len, "\r\n", 2);
+    return len + 2;
 }
 
 enum status_code http_reply_write(struct http_exchange *x, const void *data, size_t len,
                                   struct status *st)
 {
-    struct evbuffer *out = bufferevent_get_output(x->bev);
     char size[20];
 
     if (len == 0 || x->parser.req.method == HTTP_HEAD)
@@ -125,20 +136,18 @@ enum status_code http_reply_write(struct http_exchange *x, const void *data, siz
         return status_set(st, ST_EXHAUSTED, "the client does not read: %zu bytes wait for it",
                           http_reply_pending(x));
     if (x->chunked)
-        evbuffer_add(out, size, (size_t)snprintf(size, sizeof(size), "%zx\r\n", len));
-    evbuffer_add(out, data, len);
+        http_conn_put(x, size, chunk_size(len, size));
+    http_conn_put(x, data, len);
     x->body_bytes += len;
     if (x->chunked)
-        evbuffer_add(out, "\r\n", 2);
-    http_conn_touch(x);
+        http_conn_put(x, "\r\n", 2);
     return status_ok(st);
 }
 
 void http_reply_end(struct http_exchange *x)
 {
     if (x->chunked && x->parser.req.method != HTTP_HEAD)
-        evbuffer_add(bufferevent_get_output(x->bev), "0\r\n\r\n", 5);
-    http_conn_touch(x);
+        http_conn_put(x, "0\r\n\r\n", 5);
     http_conn_finish(x);
 }
 

@@ -14,7 +14,8 @@
 
 enum {
     LISTEN_BACKLOG = 1024,
-    ACCEPT_PAUSE_US = 100000 /* out of file descriptors: try again */
+    OUTBOX_KEPT_MAX = 4 << 20, /* bytes kept from turn to turn */
+    ACCEPT_PAUSE_US = 100000   /* out of file descriptors: try again */
 };
 
 void http_server_config_default(struct http_server_config *c)
@@ -89,6 +90,9 @@ static void on_flush(evutil_socket_t fd, short what, void *arg)
         http_conn_flush(c);
     }
     s->n_dirty = 0;
+    s->outbox.len = 0;
+    if (s->outbox.cap > OUTBOX_KEPT_MAX)
+        buf_deinit(&s->outbox);
 }
 
 /* ---- the server ------------------------------------------------------------------------------ */
@@ -169,6 +173,7 @@ void http_server_free(struct http_server *s)
     if (s->flush != NULL)
         event_free(s->flush);
     free(s->dirty);
+    buf_deinit(&s->outbox);
     free(s);
 }
 

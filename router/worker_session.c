@@ -230,10 +230,12 @@ static enum status_code check_hello(struct worker *w, const Baton__V1__Identity 
 static void on_decode_data(struct worker *w, const void *data, size_t len)
 {
     struct workers *ws = w->workers;
-    Baton__V1__DecodeReply *reply = baton__v1__decode_reply__unpack(NULL, len, data);
+    Baton__V1__DecodeReply *reply =
+        baton__v1__decode_reply__unpack(&ws->replies.allocator, len, data);
     struct status st;
 
     if (reply == NULL) {
+        rpc_arena_drop(&ws->replies, NULL);
         status_set(&st, ST_CORRUPT, "a reply of %zu bytes cannot be read", len);
         worker_down(w, &st);
         return;
@@ -250,7 +252,7 @@ static void on_decode_data(struct worker *w, const void *data, size_t len)
     }
     if (w->state == WORKER_READY)
         ws->callbacks.on_reply(ws->callbacks.arg, w, reply);
-    baton__v1__decode_reply__free_unpacked(reply, NULL);
+    rpc_arena_drop(&ws->replies, &reply->base);
 }
 
 static void on_health_data(struct worker *w, const void *data, size_t len)

@@ -504,6 +504,7 @@ enum status_code workers_new(struct event_base *base, struct mailbox *mailbox,
         return status_set(st, ST_EXHAUSTED, "no memory for the workers");
     ws->base = base;
     ws->mailbox = mailbox;
+    rpc_arena_init(&ws->replies);
     ws->callbacks = *callbacks;
     ws->config = *config;
     ws->room = UINT64_MAX;
@@ -573,5 +574,6 @@ void workers_free(struct workers *ws)
     if (ws->tick != NULL)
         event_free(ws->tick);
     free(ws->pages);
+    rpc_arena_deinit(&ws->replies);
     free(ws);
 }

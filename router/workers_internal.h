@@ -5,6 +5,7 @@
 #ifndef BATON_ROUTER_WORKERS_INTERNAL_H
 #define BATON_ROUTER_WORKERS_INTERNAL_H
 
+#include "common/rpc/rpc_message.h"
 #include "router/workers.h"
 
 struct workers {
@@ -24,6 +25,7 @@ struct workers {
     size_t cap_pages;
     uint64_t room, context_length; /* requests; tokens: see workers_settle() */
     uint32_t turn;                 /* among those whose breaker is open */
+    struct rpc_arena replies;      /* one decode worker's reply at a time */
     bool stopping;
 };
 

@@ -62,6 +62,9 @@ void rpc_session_unref(struct rpc_session *s);
  */
 enum status_code rpc_session_send(struct rpc_session *s, const void *data, size_t len,
                                   struct status *st);
+
+/** The same without a copy: data is malloc memory and the session's from now on, whatever comes. */
+enum status_code rpc_session_give(struct rpc_session *s, void *data, size_t len, struct status *st);
 enum { RPC_SESSION_QUEUE_MAX = 256 << 20, RPC_MESSAGE_MAX = 64 << 20 };
 
 /** Ends the stream. Client side: half-closes after the queued messages when `why` is ST_OK, else

@@ -340,15 +340,16 @@ static void on_close_sent(struct rpc_tag *tag, bool ok)
     finish_if_over(s);
 }
 
-enum status_code rpc_session_send(struct rpc_session *s, const void *data, size_t len,
-                                  struct status *st)
+/* Owns slice. */
+static enum status_code send_slice(struct rpc_session *s, grpc_slice slice, struct status *st)
 {
     struct rpc_outgoing *o = malloc(sizeof(*o));
-    grpc_slice slice;
+    size_t len = GRPC_SLICE_LENGTH(slice);
 
-    if (o == NULL)
+    if (o == NULL) {
+        grpc_slice_unref(slice);
         return status_set(st, ST_EXHAUSTED, "no memory for a message of %zu bytes", len);
-    slice = grpc_slice_from_copied_buffer(data, len);
+    }
     *o = (struct rpc_outgoing){NULL, grpc_raw_byte_buffer_create(&slice, 1), len};
     grpc_slice_unref(slice);
     pthread_mutex_lock(&s->lock);
@@ -374,6 +375,17 @@ enum status_code rpc_session_send(struct rpc_session *s, const void *data, size_
         free(o);
     }
     return st->code;
+}
+
+enum status_code rpc_session_send(struct rpc_session *s, const void *data, size_t len,
+                                  struct status *st)
+{
+    return send_slice(s, grpc_slice_from_copied_buffer(data, len), st);
+}
+
+enum status_code rpc_session_give(struct rpc_session *s, void *data, size_t len, struct status *st)
+{
+    return send_slice(s, grpc_slice_new(data, len, free), st);
 }
 
 void rpc_session_close(struct rpc_session *s, const struct status *why)

@@ -13,7 +13,9 @@ enum {
     SET = 255,              /* of n */
     MMAP_BYTES_MIN = 32768, /* larger tables go back to the system when they have grown */
     PAGE_BYTES = 4096,
-    SET_MIN = 8
+    SET_MIN = 8,
+    SETS_STEP_MIN = 64,
+    SETS_STEP_MAX = 1 << 16 /* made at once: their numbers are written one by one */
 };
 
 struct entry {
@@ -118,7 +120,10 @@ static size_t set_bytes(uint32_t cap)
 
 static bool more_sets(struct kv_index *ix)
 {
-    uint32_t n = ix->n_sets == 0 ? 64 : ix->n_sets * 2;
+    uint32_t step = ix->n_sets < SETS_STEP_MIN   ? SETS_STEP_MIN
+                    : ix->n_sets < SETS_STEP_MAX ? ix->n_sets
+                                                 : SETS_STEP_MAX;
+    uint32_t n = ix->n_sets + step;
     struct set **sets = realloc(ix->sets, n * sizeof(*sets));
     uint32_t *next;
 

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "baton/v1/decode.pb-c.h"
 #include "common/rpc/rpc.h"
 #include "common/rpc/rpc_message.h"
 #include "grpc/health/v1/health.pb-c.h"
@@ -450,6 +451,54 @@ static void a_killed_server_closes_the_session(void **state)
     rpc_client_free(c);
 }
 
+/* A reply of n batches, as a step's. */
+static void unpack_batches(struct rpc_arena *a, size_t n)
+{
+    Baton__V1__DecodeReply reply = BATON__V1__DECODE_REPLY__INIT, *got;
+    Baton__V1__TokenBatch *batches = calloc(n, sizeof(*batches)), **list = calloc(n, sizeof(*list));
+    int32_t ids[2] = {7, 0};
+    struct status st;
+    void *bytes;
+    size_t len;
+
+    for (size_t i = 0; i < n; i++) {
+        baton__v1__token_batch__init(&batches[i]);
+        batches[i].request_id = i;
+        batches[i].n_token_ids = 2;
+        batches[i].token_ids = ids;
+        list[i] = &batches[i];
+    }
+    reply.n_batch = n;
+    reply.batch = list;
+    assert_int_equal(rpc_message_pack(&reply.base, &bytes, &len, &st), ST_OK);
+    got = baton__v1__decode_reply__unpack(&a->allocator, len, bytes);
+    assert_non_null(got);
+    assert_int_equal(got->n_batch, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(got->batch[i]->request_id, i);
+        assert_int_equal(got->batch[i]->token_ids[0], 7);
+    }
+    rpc_arena_drop(a, &got->base);
+    assert_null(baton__v1__decode_reply__unpack(&a->allocator, len - 1, bytes));
+    rpc_arena_drop(a, NULL);
+    free(bytes);
+    free(list);
+    free(batches);
+}
+
+static void an_arena_holds_one_message_after_another(void **state)
+{
+    static const size_t sizes[] = {1, 3, 200, 5, 2000, 100000, 2000, 1};
+    struct rpc_arena a;
+
+    (void)state;
+    rpc_arena_init(&a);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+        unpack_batches(&a, sizes[i]);
+    assert_true(a.cap > 0 && a.cap <= 1 << 20);
+    rpc_arena_deinit(&a);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -469,6 +518,7 @@ int main(void)
         T(health_follows_the_serving_state),
         T(a_peer_that_does_not_read_fills_the_queue_not_the_memory),
         T(a_killed_server_closes_the_session),
+        cmocka_unit_test(an_arena_holds_one_message_after_another),
     };
     int fds[2];
 
