@@ -1,10 +1,10 @@
-/* Operations on rows, streams and KV of every CPU level against kernels/ref, with golden inputs at
- * each step (nothing accumulates), and the same tokens cut into other spans, batches and threads:
- * the same bits.
+/* Operations on rows, streams and KV of every level (rows_levels.h: the CPU's, or the GPU's)
+ * against kernels/ref, with golden inputs at each step (nothing accumulates), and the same tokens
+ * cut into other spans, batches and threads: the same bits.
  *
  * One small layer of each ratio is run over a batch of three sequences; what the steps leave
  * (streams, entries, keys, rings, chosen entries, attention) is compared. */
-#include "tests/lib/kernel_rig.h"
+#include "tests/unit/kernels/rows_levels.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,8 +14,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-static const enum cpu_isa levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512};
-enum { N_LEVELS = 2, SEQS = 3, PAGE_TOKENS = 256, PAGES_PER_SEQ = 5, SLACK = 16 };
+enum { SEQS = 3, PAGE_TOKENS = 256, PAGES_PER_SEQ = 5, SLACK = 16 };
 
 /* Lengths of the three sequences; positions before `start` went through earlier calls. */
 static const int lengths[SEQS] = {1100, 129, 7};
@@ -387,11 +386,11 @@ static void kv_operations_agree_with_the_reference(void **state)
         inputs_make(&in, ratios[i], &d);
         run_open(&want, &ref, &in);
         run_all(&want, 400, NULL);
-        for (int level = 0; level < N_LEVELS; level++) {
+        for (int level = 0; level < rows_n_levels; level++) {
             struct layer_run got;
             struct rig fast;
 
-            if (!rig_open(&fast, levels[level], &d, 3))
+            if (!rows_open(level, &fast, &d, 3))
                 continue;
             run_open(&got, &fast, &in);
             run_all(&got, 400, &want);
@@ -406,7 +405,7 @@ static void kv_operations_agree_with_the_reference(void **state)
             nearly_same_bytes("states", rig_host(got.r, got.kv.states),
                               rig_host(want.r, want.kv.states), SEQS * got.slot_bytes);
             run_close(&got);
-            rig_close(&fast);
+            rows_close(&fast);
         }
         run_close(&want);
         inputs_free(&in);
@@ -420,16 +419,16 @@ static void spans_batches_and_threads_change_no_bit(void **state)
     static const int ratios[] = {0, 4, 128};
 
     (void)state;
-    for (int level = 0; level < N_LEVELS; level++)
+    for (int level = 0; level < rows_n_levels; level++)
         for (int i = 0; i < 3; i++) {
             struct inputs in;
             struct layer_run whole, apart;
             struct rig three, one;
             size_t n = (size_t)SEQS * MAX_LENGTH;
 
-            if (!rig_open(&three, levels[level], &d, 3))
+            if (!rows_open(level, &three, &d, 3))
                 continue;
-            assert_true(rig_open(&one, levels[level], &d, 1));
+            assert_true(rows_open(level, &one, &d, 1));
             inputs_make(&in, ratios[i], &d);
             run_open(&whole, &three, &in);
             run_open(&apart, &one, &in);
@@ -443,8 +442,8 @@ static void spans_batches_and_threads_change_no_bit(void **state)
             run_close(&whole);
             run_close(&apart);
             inputs_free(&in);
-            rig_close(&one);
-            rig_close(&three);
+            rows_close(&one);
+            rows_close(&three);
         }
 }
 
@@ -535,12 +534,12 @@ static void streams_agree_and_do_not_depend_on_company(void **state)
     assert_true(rig_open(&ref, CPU_ISA_REF, &d, 2));
     struct streams_result want = run_streams(&ref, streams, y, w, 0, T);
 
-    for (int level = 0; level < N_LEVELS; level++) {
+    for (int level = 0; level < rows_n_levels; level++) {
         struct rig fast, one;
 
-        if (!rig_open(&fast, levels[level], &d, 3))
+        if (!rows_open(level, &fast, &d, 3))
             continue;
-        assert_true(rig_open(&one, levels[level], &d, 1));
+        assert_true(rows_open(level, &one, &d, 1));
         struct streams_result got = run_streams(&fast, streams, y, w, 0, T);
 
         rig_same_bf16("hc_read x", got.x, want.x, n);
@@ -560,8 +559,8 @@ static void streams_agree_and_do_not_depend_on_company(void **state)
             streams_free(&row);
         }
         streams_free(&got);
-        rig_close(&one);
-        rig_close(&fast);
+        rows_close(&one);
+        rows_close(&fast);
     }
     streams_free(&want);
     rig_close(&ref);
@@ -584,11 +583,11 @@ static void choices_among_many_equal_scores_are_the_earliest(void **state)
     inputs_make(&in, 4, &d);
     /* all weights 0: every score is 0 */
     memset(in.iw, 0, (size_t)SEQS * MAX_LENGTH * (size_t)d.index_n_heads * 2);
-    for (int level = 0; level < N_LEVELS; level++) {
+    for (int level = 0; level < rows_n_levels; level++) {
         struct layer_run run;
         struct rig fast;
 
-        if (!rig_open(&fast, levels[level], &d, 2))
+        if (!rows_open(level, &fast, &d, 2))
             continue;
         run_open(&run, &fast, &in);
         run_all(&run, 512, NULL);
@@ -599,7 +598,7 @@ static void choices_among_many_equal_scores_are_the_earliest(void **state)
                 assert_int_equal(run.chosen[at(0, pos) * (size_t)d.index_topk + (size_t)i], want);
             }
         run_close(&run);
-        rig_close(&fast);
+        rows_close(&fast);
     }
     inputs_free(&in);
 }

@@ -1,0 +1,4 @@
+/* kernels/cuda as the host runs it. */
+#include "kernels/cuda/streams.cu" /* NOLINT: a .cu is C here, see device.h */
+
+#include "kernels/cuda/latent.cu" /* NOLINT */

@@ -1,0 +1,13 @@
+/* rows_levels: which backends test_rows.c holds to kernels/ref. */
+#ifndef BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
+#define BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
+
+#include "tests/lib/kernel_rig.h"
+
+extern const int rows_n_levels;
+
+/** Opens one; rows_close() ends it. @return false: not here; the test has printed why */
+bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads);
+void rows_close(struct rig *r);
+
+#endif
