@@ -14,6 +14,7 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#define CUDA_UNROLL _Pragma("unroll")
 typedef cudaStream_t cuda_stream;
 #define CUDA_API extern "C"
 #define CUDA_DEVICE static __device__ __forceinline__
@@ -34,6 +35,7 @@ typedef cudaStream_t cuda_stream;
 #else
 #include "kernels/cuda/emulate.h"
 #define CUDA_API
+#define CUDA_UNROLL
 #endif
 #define CUDA_LAUNCH(name, args_type, grid_x, grid_y, n_threads, stream, args)                      \
     CUDA_LAUNCH_GRID(name, args_type, grid_x, grid_y, 1, n_threads, 0, stream, args)
@@ -119,6 +121,20 @@ CUDA_DEVICE float dev_bf16_grid(float x)
 CUDA_DEVICE uint32_t dev_pack_bf16(float low, float high)
 {
     return (uint32_t)dev_to_bf16(high) << 16 | dev_to_bf16(low);
+}
+
+/* Two products of bf16 at once, rounded. */
+CUDA_DEVICE uint32_t dev_mul_bf16x2(uint32_t x, uint32_t y)
+{
+#ifdef __CUDACC__
+    uint32_t z;
+
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000u)); /* + -0 */
+    return z;
+#else
+    return dev_pack_bf16(dev_float(x << 16) * dev_float(y << 16),
+                         dev_float(x & 0xFFFF0000u) * dev_float(y & 0xFFFF0000u));
+#endif
 }
 
 /* x within [-6, 6]; ties to even. */

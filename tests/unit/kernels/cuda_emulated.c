@@ -2,3 +2,5 @@
 #include "kernels/cuda/streams.cu" /* NOLINT: a .cu is C here, see device.h */
 
 #include "kernels/cuda/latent.cu" /* NOLINT */
+
+#include "kernels/cuda/attention.cu" /* NOLINT */

@@ -1,4 +1,5 @@
 /* The CUDA kernels, emulated on the host: ref's table with the launches of kernels/cuda in it. */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/latent.h"
 #include "kernels/cuda/streams.h"
 #include "kernels/ref/ref.h"
@@ -115,6 +116,33 @@ static void window_commit(struct kernels *k, struct dev_ptr rows, const struct k
     cuda_window_commit(0, (struct window_commit_args){ref_ptr(rows), *b, *v, k->dims.window});
 }
 
+/* Few rows are split over blocks, as in decode; many are not. */
+static void attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q, struct dev_ptr rows,
+                      struct dev_ptr chosen, const struct weight *sink,
+                      const struct kernel_batch *b, const struct kernel_kv *v, struct dev_ptr freq)
+{
+    const struct kernel_dims *d = &k->dims;
+    struct attention_args a = {.o = ref_ptr(o),
+                               .q = ref_ptr(q),
+                               .rows = ref_ptr(rows),
+                               .chosen = ref_ptr(chosen),
+                               .sink = at(sink),
+                               .freq = ref_ptr(freq),
+                               .b = *b,
+                               .kv = *v,
+                               .n_heads = d->n_heads,
+                               .head_dim = d->head_dim,
+                               .rope_dim = d->rope_dim,
+                               .window = d->window,
+                               .index_topk = d->index_topk};
+
+    a.n_splits = cuda_attention_splits(v->ratio, d->window, d->index_topk, d->max_context);
+    if (b->n_rows <= 64)
+        a.partial =
+            work(cuda_attention_partial_bytes(d->n_heads, d->head_dim, a.n_splits, b->n_rows));
+    cuda_attention(0, a);
+}
+
 bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads)
 {
     static struct kernel_ops ops;
@@ -131,6 +159,7 @@ bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_t
     ops.mtp_join = mtp_join;
     ops.q_norm_rope = q_norm_rope;
     ops.kv_latent = kv_latent;
+    ops.attention = attention;
     ops.window_commit = window_commit;
     r->k.ops = &ops;
     return true;
