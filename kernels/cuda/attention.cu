@@ -142,8 +142,7 @@ CUDA_DEVICE void fetch(struct raw_keys *raw, const struct attention_args *a,
     const uint8_t *own = (const uint8_t *)(uintptr_t)s->row[first + lane];
 
     raw->scale = own != 0 && fp8 ? own[plain + 2 * a->rope_dim + warp] : 127;
-    CUDA_UNROLL
-    for (int i = 0; i < RAW; i++) {
+    CUDA_EACH (i, RAW) {
         int key = fp8 ? i * 4 + lane / 8 : i * 2 + lane / 16;
         int word = fp8 ? lane % 8 : lane % 16;
 
@@ -170,19 +169,16 @@ CUDA_DEVICE void decode(uint16_t *keys, const struct raw_keys *raw, int fp8)
 
     __syncwarp(); /* the last tile's keys have been read */
     if (!fp8) {
-        CUDA_UNROLL
-        for (int i = 0; i < RAW; i++)
+        CUDA_EACH (i, RAW)
             ((uint64_t *)(void *)(keys + (i * 2 + lane / 16) * K_STRIDE))[lane % 16] = raw->word[i];
     } else {
-        CUDA_UNROLL
-        for (int i = 0; i < RAW / 2; i++) {
+        CUDA_EACH (i, RAW / 2) {
             int key = i * 4 + lane / 8;
             uint32_t e = warp_from(raw->scale, key), scale = e == 255 ? 0x7FC0 : e << 7;
             uint64_t *out = (uint64_t *)(void *)(keys + key * K_STRIDE + lane % 8 * 8);
 
             scale |= scale << 16;
-            CUDA_UNROLL
-            for (int half = 0; half < 2; half++) {
+            CUDA_EACH (half, 2) {
                 uint32_t w = (uint32_t)(raw->word[i] >> (32 * half));
                 uint32_t low = decode_pair((w & 0xFF) << 8 | (w & 0xFF00) << 16, scale);
                 uint32_t high = decode_pair((w & 0xFF0000) >> 8 | (w & 0xFF000000u), scale);
@@ -203,18 +199,15 @@ CUDA_DEVICE void load_q(uint32_t q[M_TILES][DIMS / 16][4], const struct attentio
 {
     int lane = warp_lane(), warp = (int)threadIdx.x / CUDA_WARP;
 
-    CUDA_UNROLL
-    for (int m = 0; m < M_TILES; m++)
-        CUDA_UNROLL
-    for (int k = 0; k < DIMS / 16; k++)
-        CUDA_UNROLL
-    for (int i = 0; i < 4; i++) {
-        int h = head + m * 16 + lane / 4 + i % 2 * 8;
-        int c = warp * DIMS + k * 16 + lane % 4 * 2 + i / 2 * 8;
-        const uint16_t *at = a->q + (token * a->n_heads + h) * a->head_dim + c;
+    CUDA_EACH (m, M_TILES)
+        CUDA_EACH (k, DIMS / 16)
+            CUDA_EACH (i, 4) {
+                int h = head + m * 16 + lane / 4 + i % 2 * 8;
+                int c = warp * DIMS + k * 16 + lane % 4 * 2 + i / 2 * 8;
+                const uint16_t *at = a->q + (token * a->n_heads + h) * a->head_dim + c;
 
-        q[m][k][i] = h < a->n_heads ? *(const uint32_t *)(const void *)at : 0;
-    }
+                q[m][k][i] = h < a->n_heads ? *(const uint32_t *)(const void *)at : 0;
+            }
 }
 
 /* This warp's part of the tile's logits. */
@@ -224,27 +217,22 @@ CUDA_DEVICE void part_of_logits(const struct attention_shared *s,
     int lane = warp_lane(), warp = (int)threadIdx.x / CUDA_WARP;
     float *out = s->logits + warp * HEADS_N * S_STRIDE;
 
-    CUDA_UNROLL
-    for (int n = 0; n < KEYS / 8; n++) {
+    CUDA_EACH (n, KEYS / 8) {
         float d[M_TILES][4] = {{0}};
 
-        CUDA_UNROLL
-        for (int k = 0; k < DIMS / 16; k += 2) {
+        CUDA_EACH (kk, DIMS / 32) {
             uint32_t b[4];
 
-            warp_load_matrices(b, s->keys + (n * 8 + lane % 8) * K_STRIDE + k * 16 + lane / 8 * 8);
-            CUDA_UNROLL
-            for (int m = 0; m < M_TILES; m++) {
-                warp_mma(d[m], q[m][k], b);
-                warp_mma(d[m], q[m][k + 1], b + 2);
+            warp_load_matrices(b, s->keys + (n * 8 + lane % 8) * K_STRIDE + kk * 32 + lane / 8 * 8);
+            CUDA_EACH (m, M_TILES) {
+                warp_mma(d[m], q[m][2 * kk], b);
+                warp_mma(d[m], q[m][2 * kk + 1], b + 2);
             }
         }
-        CUDA_UNROLL
-        for (int m = 0; m < M_TILES; m++)
-            CUDA_UNROLL
-        for (int i = 0; i < 4; i++)
-            out[(m * 16 + lane / 4 + i / 2 * 8) * S_STRIDE + n * 8 + lane % 4 * 2 + i % 2] =
-                d[m][i];
+        CUDA_EACH (m, M_TILES)
+            CUDA_EACH (i, 4)
+                out[(m * 16 + lane / 4 + i / 2 * 8) * S_STRIDE + n * 8 + lane % 4 * 2 + i % 2] =
+                    d[m][i];
     }
 }
 
@@ -265,19 +253,16 @@ CUDA_DEVICE void probabilities(const struct attention_shared *s, int n_warps, in
         float x[4] = {0, 0, 0, 0}, old = s->top[row], top, base, sum, factor;
 
         for (int w = 0; w < n_warps; w++)
-            CUDA_UNROLL
-        for (int i = 0; i < 4; i++)
-            x[i] += s->logits[(w * HEADS_N + row) * S_STRIDE + key + i];
-        CUDA_UNROLL
-        for (int i = 0; i < 4; i++)
+            CUDA_EACH (i, 4)
+                x[i] += s->logits[(w * HEADS_N + row) * S_STRIDE + key + i];
+        CUDA_EACH (i, 4)
             x[i] = s->row[first + key + i] == 0 ? -INFINITY : x[i] * scale;
         top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])); /* a NaN comes out in the sum */
         for (int mask = 4; mask > 0; mask /= 2)
             top = fmaxf(top, warp_xor(top, mask));
         top = fmaxf(old, top);
         base = base_of(top);
-        CUDA_UNROLL
-        for (int i = 0; i < 4; i++)
+        CUDA_EACH (i, 4)
             x[i] = exp2f(x[i] - base);
         sum = warp_sum((x[0] + x[1]) + (x[2] + x[3]), 8);
         factor = exp2f(old - base);
@@ -297,32 +282,26 @@ CUDA_DEVICE void add_values(float acc[M_TILES][N_TILES][4], const struct attenti
 {
     int lane = warp_lane(), pair = lane % 8 + lane / 8 % 2 * 8;
 
-    CUDA_UNROLL
-    for (int m = 0; m < M_TILES; m++) {
+    CUDA_EACH (m, M_TILES) {
         float low = s->factor[m * 16 + lane / 4], high = s->factor[m * 16 + lane / 4 + 8];
 
-        CUDA_UNROLL
-        for (int n = 0; n < N_TILES; n++)
-            CUDA_UNROLL
-        for (int i = 0; i < 4; i++)
-            acc[m][n][i] *= i < 2 ? low : high;
+        CUDA_EACH (n, N_TILES)
+            CUDA_EACH (i, 4)
+                acc[m][n][i] *= i < 2 ? low : high;
     }
-    CUDA_UNROLL
-    for (int k = 0; k < KEYS / 16; k++) {
+    CUDA_EACH (k, KEYS / 16) {
         uint32_t p[M_TILES][4];
 
-        CUDA_UNROLL
-        for (int m = 0; m < M_TILES; m++)
+        CUDA_EACH (m, M_TILES)
             warp_load_matrices(p[m], s->p + (m * 16 + pair) * P_STRIDE + k * 16 + lane / 16 * 8);
-        CUDA_UNROLL
-        for (int n = 0; n < N_TILES; n += 2) {
+        CUDA_EACH (nn, N_TILES / 2) {
             uint32_t v[4];
 
-            warp_load_transposed(v, s->keys + (k * 16 + pair) * K_STRIDE + (n + lane / 16) * 8);
-            CUDA_UNROLL
-            for (int m = 0; m < M_TILES; m++) {
-                warp_mma(acc[m][n], p[m], v);
-                warp_mma(acc[m][n + 1], p[m], v + 2);
+            warp_load_transposed(v,
+                                 s->keys + (k * 16 + pair) * K_STRIDE + (2 * nn + lane / 16) * 8);
+            CUDA_EACH (m, M_TILES) {
+                warp_mma(acc[m][2 * nn], p[m], v);
+                warp_mma(acc[m][2 * nn + 1], p[m], v + 2);
             }
         }
     }
@@ -393,13 +372,10 @@ CUDA_DEVICE void run_split(const struct attention_args *a, const struct token *t
         s->sum[h] = 0;
     }
     __syncthreads();
-    CUDA_UNROLL
-    for (int m = 0; m < M_TILES; m++)
-        CUDA_UNROLL
-    for (int n = 0; n < N_TILES; n++)
-        CUDA_UNROLL
-    for (int i = 0; i < 4; i++)
-        acc[m][n][i] = 0;
+    CUDA_EACH (m, M_TILES)
+        CUDA_EACH (n, N_TILES)
+            CUDA_EACH (i, 4)
+                acc[m][n][i] = 0;
     n_tiles = n_tiles < TILES ? n_tiles : TILES;
     fetch(&raw, a, s, 0, fp8);
     for (int tile = 0; tile < n_tiles; tile++) {
@@ -431,8 +407,7 @@ CUDA_BOUNDED_KERNEL(attention_kernel, struct attention_args, WARPS_MAX *CUDA_WAR
     if (begin >= n_splits)
         return; /* the whole block */
     load_q(q, &a, t.row, head);
-    CUDA_UNROLL
-    for (int r = 0; r < ROWS; r++) {
+    CUDA_EACH (r, ROWS) {
         so_far[r].top = -INFINITY;
         so_far[r].sum = 0;
     }
@@ -440,32 +415,27 @@ CUDA_BOUNDED_KERNEL(attention_kernel, struct attention_args, WARPS_MAX *CUDA_WAR
         run_split(&a, &t, &s, q, split, acc);
         if (a.partial != 0)
             break; /* the merge has a kernel of its own */
-        CUDA_UNROLL
-        for (int r = 0; r < ROWS; r++) {
+        CUDA_EACH (r, ROWS) {
             struct softmax its_own = {s.top[lane / 4 + 8 * r], s.sum[lane / 4 + 8 * r]};
             float mine, its;
 
             merge(&so_far[r], its_own, &mine, &its);
-            CUDA_UNROLL
-            for (int n = 0; n < N_TILES; n++)
-                CUDA_UNROLL
-            for (int i = 0; i < 2; i++) {
-                float *x = &out[r / 2][n][r % 2 * 2 + i];
+            CUDA_EACH (n, N_TILES)
+                CUDA_EACH (i, 2) {
+                    float *x = &out[r / 2][n][r % 2 * 2 + i];
 
-                *x = fmaf(*x, mine, acc[r / 2][n][r % 2 * 2 + i] * its);
-            }
+                    *x = fmaf(*x, mine, acc[r / 2][n][r % 2 * 2 + i] * its);
+                }
         }
     }
-    CUDA_UNROLL
-    for (int r = 0; r < ROWS; r++) {
+    CUDA_EACH (r, ROWS) {
         int h = head + lane / 4 + 8 * r;
         float total;
 
         if (h >= a.n_heads)
             continue;
         total = total_of(so_far[r], a.sink[h]);
-        CUDA_UNROLL
-        for (int n = 0; n < N_TILES; n++) {
+        CUDA_EACH (n, N_TILES) {
             int c = dims + n * 8 + lane % 4 * 2, i = r % 2 * 2;
 
             if (a.partial != 0) {

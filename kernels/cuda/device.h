@@ -14,7 +14,8 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
-#define CUDA_UNROLL _Pragma("unroll")
+/* A loop over registers: unrolled, so that they are. */
+#define CUDA_EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 typedef cudaStream_t cuda_stream;
 #define CUDA_API extern "C"
 #define CUDA_DEVICE static __device__ __forceinline__
@@ -35,7 +36,7 @@ typedef cudaStream_t cuda_stream;
 #else
 #include "kernels/cuda/emulate.h"
 #define CUDA_API
-#define CUDA_UNROLL
+#define CUDA_EACH(i, n) for (int i = 0; i < (n); i++)
 #endif
 #define CUDA_LAUNCH(name, args_type, grid_x, grid_y, n_threads, stream, args)                      \
     CUDA_LAUNCH_GRID(name, args_type, grid_x, grid_y, 1, n_threads, 0, stream, args)

@@ -182,33 +182,33 @@ uint32_t emulate_ballot(int value)
     return bits;
 }
 
-static double half_of(uint32_t pair, unsigned which)
+/* Both halves of a pair of bf16. */
+static void halves(float out[2], uint32_t pair)
 {
-    uint32_t bits = which ? pair & 0xFFFF0000u : pair << 16;
-    float x;
+    uint32_t low = pair << 16, high = pair & 0xFFFF0000u;
 
-    memcpy(&x, &bits, sizeof(x));
-    return (double)x;
+    memcpy(&out[0], &low, sizeof(low));
+    memcpy(&out[1], &high, sizeof(high));
 }
 
 void emulate_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     uint32_t(*all)[WORDS] = exchange(mine, 6);
-    unsigned lane = emulate_thread_idx.x % EMULATE_WARP;
+    unsigned lane = emulate_thread_idx.x % EMULATE_WARP, group = lane / 4, col = lane % 4 * 2;
 
-    for (unsigned i = 0; i < 4; i++) {
-        unsigned row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
-        double sum = (double)d[i];
+    for (unsigned high = 0; high < 2; high++)
+        for (unsigned i = 0; i < 4; i++) { /* k in pairs; the order is the emulator's own */
+            float x[2], y[2], z[2];
 
-        for (unsigned k = 0; k < 16; k++) {
-            uint32_t pa = all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-            uint32_t pb = all[col * 4 + k % 8 / 2][4 + k / 8];
-
-            sum += half_of(pa, k % 2) * half_of(pb, k % 2);
+            for (unsigned row = 0; row < 2; row++) {
+                halves(x, all[group * 4 + i][high * 2 + row]);
+                halves(y, all[col * 4 + i][4 + high]);
+                halves(z, all[(col + 1) * 4 + i][4 + high]);
+                d[row * 2] += x[0] * y[0] + x[1] * y[1];
+                d[row * 2 + 1] += x[0] * z[0] + x[1] * z[1];
+            }
         }
-        d[i] = (float)sum;
-    }
 }
 
 void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row)
