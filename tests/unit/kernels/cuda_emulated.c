@@ -4,3 +4,5 @@
 #include "kernels/cuda/latent.cu" /* NOLINT */
 
 #include "kernels/cuda/attention.cu" /* NOLINT */
+
+#include "kernels/cuda/compress.cu" /* NOLINT */

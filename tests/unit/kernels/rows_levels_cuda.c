@@ -1,5 +1,6 @@
 /* The CUDA kernels, emulated on the host: ref's table with the launches of kernels/cuda in it. */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/compress.h"
 #include "kernels/cuda/latent.h"
 #include "kernels/cuda/streams.h"
 #include "kernels/ref/ref.h"
@@ -116,6 +117,29 @@ static void window_commit(struct kernels *k, struct dev_ptr rows, const struct k
     cuda_window_commit(0, (struct window_commit_args){ref_ptr(rows), *b, *v, k->dims.window});
 }
 
+static void compress(struct kernels *k, struct dev_ptr kv, struct dev_ptr score,
+                     const struct compressor_weights *w, const struct kernel_batch *b,
+                     const struct kernel_kv *v, struct dev_ptr freq, bool for_index)
+{
+    const struct kernel_dims *d = &k->dims;
+    int dim = for_index ? d->index_head_dim : d->head_dim;
+    struct compress_args a = {.kv = ref_ptr(kv),
+                              .score = ref_ptr(score),
+                              .ape = at(&w->ape),
+                              .norm = at(&w->norm),
+                              .freq = ref_ptr(freq),
+                              .b = *b,
+                              .v = *v,
+                              .pooled = work((size_t)b->n_rows * (size_t)dim * 2),
+                              .for_index = for_index,
+                              .cols = (int)w->ape.cols,
+                              .dim = dim,
+                              .rope_dim = d->rope_dim,
+                              .eps = (float)d->norm_eps};
+
+    cuda_compress(0, a);
+}
+
 /* Few rows are split over blocks, as in decode; many are not. */
 static void attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q, struct dev_ptr rows,
                       struct dev_ptr chosen, const struct weight *sink,
@@ -160,6 +184,7 @@ bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_t
     ops.q_norm_rope = q_norm_rope;
     ops.kv_latent = kv_latent;
     ops.attention = attention;
+    ops.compress = compress;
     ops.window_commit = window_commit;
     r->k.ops = &ops;
     return true;
