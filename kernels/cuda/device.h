@@ -178,6 +178,16 @@ CUDA_DEVICE float dev_clamp(float x, float limit)
     return x > limit ? limit : x < -limit ? -limit : x; /* a NaN stays one */
 }
 
+/* *counter += 1, in shared memory, whoever else does so; what it was. */
+CUDA_DEVICE uint32_t dev_count(uint32_t *counter)
+{
+#ifdef __CUDACC__
+    return atomicAdd(counter, 1u);
+#else
+    return (*counter)++; /* fibers change at barriers alone */
+#endif
+}
+
 /* ---- one warp: every lane calls, every lane gets the result ---- */
 
 enum { CUDA_WARP = 32 };

@@ -11,27 +11,47 @@
 
 enum { ROW_DIM_MAX = 1024 };
 
-/* cos and sin of position * freq: the angle is a product in f32, at large positions part of the
- * model. */
-CUDA_DEVICE void dev_rotation(int32_t position, float freq, float *c, float *s)
+/* sin and cos of |x| < 2^21 to about 1e-15, and so, rounded, those that the model has: Cody-Waite
+ * reduction, then Taylor series to the ends of what a double holds on +-pi/4. About 25 FP64
+ * instructions: sinf and cosf are not near enough, a flipped rounding of a rotated value moves all
+ * that Hadamard's transform mixes it into. */
+CUDA_DEVICE void dev_sin_cos(double x, float *sine, float *cosine)
 {
-#ifdef __CUDACC__
-    sincosf((float)position * freq, s, c);
-#else
-    *s = sinf((float)position * freq);
-    *c = cosf((float)position * freq);
-#endif
+    double q = rint(x * 0.63661977236758134308), r, z, s, c;
+    int turn = (int)q & 3;
+
+    r = fma(-q, 1.57079632679489661923, x);
+    r = fma(-q, 6.12323399573676603587e-17, r);
+    z = r * r;
+    s = fma(-1.0 / 1307674368000, z, 1.0 / 6227020800);
+    s = fma(s, z, -1.0 / 39916800);
+    s = fma(s, z, 1.0 / 362880);
+    s = fma(s, z, -1.0 / 5040);
+    s = fma(s, z, 1.0 / 120);
+    s = fma(s, z, -1.0 / 6);
+    s = fma(s * z, r, r);
+    c = fma(1.0 / 20922789888000, z, -1.0 / 87178291200);
+    c = fma(c, z, 1.0 / 479001600);
+    c = fma(c, z, -1.0 / 3628800);
+    c = fma(c, z, 1.0 / 40320);
+    c = fma(c, z, -1.0 / 720);
+    c = fma(c, z, 1.0 / 24);
+    c = fma(c, z, -0.5);
+    c = fma(c, z, 1.0);
+    *sine = (float)(turn & 1 ? c : s) * (turn & 2 ? -1.0f : 1.0f);
+    *cosine = (float)(turn & 1 ? s : c) * ((turn + 1) & 2 ? -1.0f : 1.0f);
 }
 
-/* Rotates a pair; sign -1: back. Rounded to bf16. */
+/* Rotates a pair; sign -1: back. Rounded to bf16. The angle is a product in f32: at large positions
+ * that is part of the model. */
 CUDA_DEVICE void dev_rotate(float *even, float *odd, int32_t position, float freq, float sign)
 {
     float c, s, x = *even, y = *odd;
 
-    dev_rotation(position, freq, &c, &s);
+    dev_sin_cos((double)((float)position * freq), &s, &c);
     s *= sign;
-    *even = dev_bf16_grid(x * c - y * s);
-    *odd = dev_bf16_grid(x * s + y * c);
+    *even = dev_bf16_grid(fmaf(x, c, -(y * s)));
+    *odd = dev_bf16_grid(fmaf(x, s, y * c));
 }
 
 /* x = bf16(w * x / sqrt(mean(x^2) + eps)). scratch: as block_sum's. */

@@ -6,3 +6,5 @@
 #include "kernels/cuda/attention.cu" /* NOLINT */
 
 #include "kernels/cuda/compress.cu" /* NOLINT */
+
+#include "kernels/cuda/index.cu" /* NOLINT */

@@ -1,11 +1,13 @@
 /* The CUDA kernels, emulated on the host: ref's table with the launches of kernels/cuda in it. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/compress.h"
+#include "kernels/cuda/index.h"
 #include "kernels/cuda/latent.h"
 #include "kernels/cuda/streams.h"
 #include "kernels/ref/ref.h"
 #include "tests/unit/kernels/rows_levels.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 const int rows_n_levels = 1;
@@ -140,6 +142,43 @@ static void compress(struct kernels *k, struct dev_ptr kv, struct dev_ptr score,
     cuda_compress(0, a);
 }
 
+static void index_query(struct kernels *k, struct dev_ptr q, struct dev_ptr weights,
+                        const struct kernel_batch *b, struct dev_ptr freq)
+{
+    const struct kernel_dims *d = &k->dims;
+    struct index_query_args a = {
+        .q = ref_ptr(q),
+        .weights = ref_ptr(weights),
+        .row_pos = ref_ptr(b->row_pos),
+        .freq = ref_ptr(freq),
+        .n_heads = d->index_n_heads,
+        .rope_dim = d->rope_dim,
+        .n_rows = b->n_rows,
+        .scale = (float)(pow(d->index_head_dim, -0.5) * pow(d->index_n_heads, -0.5))};
+
+    cuda_index_query(0, a);
+}
+
+/* In rounds, as where the scores of all rows do not fit. */
+static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q,
+                         struct dev_ptr weights, const struct kernel_batch *b,
+                         const struct kernel_kv *v)
+{
+    const struct kernel_dims *d = &k->dims;
+    struct index_select_args a = {.chosen = ref_ptr(chosen),
+                                  .q = ref_ptr(q),
+                                  .weights = ref_ptr(weights),
+                                  .b = *b,
+                                  .v = *v,
+                                  .n_heads = d->index_n_heads,
+                                  .topk = d->index_topk,
+                                  .stride = cuda_index_stride(v->ratio, d->max_context),
+                                  .round_rows = 150};
+
+    a.scores = work((size_t)a.round_rows * (size_t)a.stride * 2);
+    cuda_index_select(0, a);
+}
+
 /* Few rows are split over blocks, as in decode; many are not. */
 static void attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q, struct dev_ptr rows,
                       struct dev_ptr chosen, const struct weight *sink,
@@ -185,6 +224,8 @@ bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_t
     ops.kv_latent = kv_latent;
     ops.attention = attention;
     ops.compress = compress;
+    ops.index_query = index_query;
+    ops.index_select = index_select;
     ops.window_commit = window_commit;
     r->k.ops = &ops;
     return true;
