@@ -8,3 +8,5 @@
 #include "kernels/cuda/compress.cu" /* NOLINT */
 
 #include "kernels/cuda/index.cu" /* NOLINT */
+
+#include "kernels/cuda/sampler.cu" /* NOLINT */
