@@ -15,12 +15,23 @@ enum fiber_state { READY, AT_WARP, AT_BLOCK, DONE };
 
 /* ---- fibers ---- */
 
-/* Sanitizers know ucontext; it costs two system calls a change, which are most of a test's time. */
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) &&      \
-    !defined(__clang__)
+/* ucontext costs two system calls a change, which would be most of a test's time. */
+#if defined(__x86_64__)
 #define OWN_SWITCH 1
 #else
 #define OWN_SWITCH 0
+#endif
+
+/* ASan is told which stack runs. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZE_ADDRESS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZE_ADDRESS 1
+#endif
+#endif
+#ifdef SANITIZE_ADDRESS
+#include <sanitizer/common_interface_defs.h>
 #endif
 
 #if OWN_SWITCH
@@ -43,6 +54,11 @@ typedef ucontext_t fiber_context;
 /* The one block that runs. */
 static struct {
     fiber_context scheduler, fiber[EMULATE_THREADS_MAX];
+#ifdef SANITIZE_ADDRESS
+    const void *scheduler_stack; /* as the sanitizer told of it */
+    size_t scheduler_stack_bytes;
+    void *fake[EMULATE_THREADS_MAX + 1];
+#endif
     enum fiber_state state[EMULATE_THREADS_MAX];
     /* What lanes bring to an exchange; a lane is never two exchanges ahead of another. */
     uint32_t words[2][EMULATE_THREADS_MAX][WORDS];
@@ -53,20 +69,54 @@ static struct {
     const void *args;
 } block;
 
+static void change(fiber_context *from, fiber_context *to)
+{
+#if OWN_SWITCH
+    emulate_switch(from, *to);
+#else
+    swapcontext(from, to);
+#endif
+}
+
+/* The scheduler lets fiber i run until it waits. */
+static void run_fiber(unsigned i)
+{
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_start_switch_fiber(&block.fake[EMULATE_THREADS_MAX],
+                                   block.stacks + (size_t)i * STACK_BYTES, STACK_BYTES);
+#endif
+    change(&block.scheduler, &block.fiber[i]);
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_finish_switch_fiber(block.fake[EMULATE_THREADS_MAX], NULL, NULL);
+#endif
+}
+
+/* Fiber i runs, for the first time or again. */
+static void arrive(unsigned i)
+{
+    (void)i;
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_finish_switch_fiber(block.fake[i], &block.scheduler_stack,
+                                    &block.scheduler_stack_bytes);
+#endif
+}
+
 static void leave(enum fiber_state state)
 {
     unsigned i = emulate_thread_idx.x;
 
     block.state[i] = state;
-#if OWN_SWITCH
-    emulate_switch(&block.fiber[i], block.scheduler);
-#else
-    swapcontext(&block.fiber[i], &block.scheduler);
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_start_switch_fiber(state == DONE ? NULL : &block.fake[i], block.scheduler_stack,
+                                   block.scheduler_stack_bytes);
 #endif
+    change(&block.fiber[i], &block.scheduler);
+    arrive(i);
 }
 
 static void fiber_main(void)
 {
+    arrive(emulate_thread_idx.x);
     block.kernel(block.args);
     leave(DONE);
     abort(); /* nobody runs it again */
@@ -78,6 +128,9 @@ static void fiber_make(unsigned i)
 
     block.state[i] = READY;
     block.turn[i] = 0;
+#ifdef SANITIZE_ADDRESS
+    block.fake[i] = NULL;
+#endif
 #if OWN_SWITCH
     void **top = (void **)(void *)(stack + STACK_BYTES); /* aligned to 16 */
 
@@ -138,11 +191,7 @@ static void run_block(void)
         for (unsigned i = block.n_threads; i-- > 0;)
             if (block.state[i] == READY) {
                 emulate_thread_idx.x = i;
-#if OWN_SWITCH
-                emulate_switch(&block.scheduler, block.fiber[i]);
-#else
-                swapcontext(&block.scheduler, &block.fiber[i]);
-#endif
+                run_fiber(i);
                 n_done += block.state[i] == DONE;
             }
     while (release_some());

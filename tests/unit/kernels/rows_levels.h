@@ -6,6 +6,10 @@
 
 extern const int rows_n_levels;
 
+enum { ROWS_LONGEST = 1100 };
+/* Tokens of the longest sequence: an emulated GPU is slow. */
+extern const int rows_longest;
+
 /** Opens one; rows_close() ends it. @return false: not here; the test has printed why */
 bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads);
 void rows_close(struct rig *r);

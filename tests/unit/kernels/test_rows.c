@@ -17,8 +17,8 @@
 enum { SEQS = 3, PAGE_TOKENS = 256, PAGES_PER_SEQ = 5, SLACK = 16 };
 
 /* Lengths of the three sequences; positions before `start` went through earlier calls. */
-static const int lengths[SEQS] = {1100, 129, 7};
-enum { MAX_LENGTH = 1100 };
+static int lengths[SEQS] = {ROWS_LONGEST, 129, 7}; /* the first: rows_longest */
+enum { MAX_LENGTH = ROWS_LONGEST };
 
 /* ---- one layer's inputs for every position of every sequence ---- */
 
@@ -608,6 +608,7 @@ static void choices_among_many_equal_scores_are_the_earliest(void **state)
 
 int main(void)
 {
+    lengths[0] = rows_longest;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(streams_agree_and_do_not_depend_on_company),
         cmocka_unit_test(kv_operations_agree_with_the_reference),
