@@ -16,7 +16,7 @@
 
 #include <stddef.h>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
 enum { ATTENTION_SPLIT = 128, ATTENTION_HEADS = 32 };

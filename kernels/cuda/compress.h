@@ -10,7 +10,7 @@
 #ifndef BATON_KERNELS_CUDA_COMPRESS_H
 #define BATON_KERNELS_CUDA_COMPRESS_H
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
 struct compress_args {

@@ -1,4 +1,5 @@
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/device.h"
 
 /* One block a row; each thread sums every CUDA_BLOCK-th square. Bound by bytes: 4 n a row. */
 CUDA_KERNEL(rms_norm_kernel, struct rms_norm_args)

@@ -10,14 +10,13 @@
 #define BATON_KERNELS_CUDA_DEVICE_H
 
 #include <math.h>
-#include <stdint.h>
+
+#include "kernels/cuda/stream.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 /* A loop over registers: unrolled, so that they are. */
 #define CUDA_EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
-typedef cudaStream_t cuda_stream;
-#define CUDA_API extern "C"
 #define CUDA_DEVICE static __device__ __forceinline__
 #define CUDA_KERNEL(name, args_type) static __global__ void name(const args_type a)
 /* The same with a promise of threads a block and blocks an SM: what registers are shared out by. */
@@ -35,7 +34,6 @@ typedef cudaStream_t cuda_stream;
     } while (0)
 #else
 #include "kernels/cuda/emulate.h"
-#define CUDA_API
 #define CUDA_EACH(i, n) for (int i = 0; i < (n); i++)
 #endif
 #define CUDA_LAUNCH(name, args_type, grid_x, grid_y, n_threads, stream, args)                      \

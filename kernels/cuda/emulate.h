@@ -20,8 +20,6 @@
 
 enum { EMULATE_THREADS_MAX = 1024, EMULATE_SHARED_MAX = 227 * 1024, EMULATE_WARP = 32 };
 
-typedef int cuda_stream; /* work is done when a launch returns */
-
 struct emulate_dim {
     unsigned x, y, z;
 };

@@ -13,7 +13,7 @@
 
 #include <stddef.h>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
 enum { INDEX_DIM = 128, INDEX_TOPK_MAX = 2048, INDEX_HEADS_MAX = 128 };

@@ -10,7 +10,7 @@
 #ifndef BATON_KERNELS_CUDA_LATENT_H
 #define BATON_KERNELS_CUDA_LATENT_H
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
 struct q_norm_rope_args {

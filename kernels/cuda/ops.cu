@@ -3,9 +3,9 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/compress.h"
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/index.h"
 #include "kernels/cuda/latent.h"
-#include "kernels/cuda/row.h"
 #include "kernels/cuda/streams.h"
 
 static void ops_rms_norm(struct kernels *k, struct dev_ptr y, struct dev_ptr x,
@@ -31,8 +31,11 @@ static struct hc_read_args read_args(struct kernels *k, struct dev_ptr x, struct
                                      const struct weight *fn, const struct weight *scale,
                                      const struct weight *base, const struct weight *norm)
 {
-    struct hc_read_args a = {0};
+    struct hc_read_args a;
 
+    a.post = a.comb = 0; /* the callers' */
+    a.rows = 0;
+    a.n_fn = 0;
     a.x = DEV(uint16_t, x);
     a.streams = DEV(const uint16_t, streams);
     a.fn = DEV(const float, fn->data);

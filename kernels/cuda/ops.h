@@ -10,7 +10,7 @@
 
 #include <stddef.h>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
 /* Where operations run. Work is in stream order, so all of them use one workspace. */

@@ -1,4 +1,5 @@
 #include "kernels/cuda/sampler.h"
+#include "kernels/cuda/device.h"
 #include "kernels/sampler_noise.h"
 
 /*

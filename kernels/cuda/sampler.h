@@ -14,7 +14,7 @@
 
 #include <stddef.h>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 
 enum {
     SAMPLE_LANES = 16,  /* groups of a chunk: see common/model/sampler_rows.h */

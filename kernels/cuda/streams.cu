@@ -1,4 +1,5 @@
 #include "kernels/cuda/streams.h"
+#include "kernels/cuda/device.h"
 
 enum { HC = STREAMS_HC, MIX = STREAMS_MIX, SUMS = MIX + 1, QUAD = 4 };
 

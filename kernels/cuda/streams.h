@@ -12,7 +12,7 @@
 
 #include <stddef.h>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 
 enum {
     STREAMS_HC = 4, /* of every release */

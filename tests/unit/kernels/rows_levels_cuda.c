@@ -1,5 +1,5 @@
-/* The CUDA kernels, emulated on the host. */
-#include "tests/unit/kernels/cuda_emulated.h"
+/* The CUDA kernels, wherever cuda_place.h runs them. */
+#include "tests/unit/kernels/cuda_place.h"
 #include "tests/unit/kernels/rows_levels.h"
 
 const int rows_n_levels = 1;
@@ -8,14 +8,15 @@ const int rows_longest = 600;
 bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads)
 {
     (void)level;
-    if (!rig_open(r, CPU_ISA_REF, dims, n_threads))
+    if (!cuda_place_ready() || !rig_open(r, CPU_ISA_REF, dims, n_threads))
         return false;
-    cuda_emulated_set(&r->k);
+    cuda_place_enter(&r->k);
+    cuda_place_use(&r->k);
     return true;
 }
 
 void rows_close(struct rig *r)
 {
-    cuda_emulated_unset(&r->k);
+    cuda_place_leave(&r->k);
     rig_close(r);
 }

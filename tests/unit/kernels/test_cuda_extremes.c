@@ -1,9 +1,9 @@
-/* The CUDA kernels, emulated on the host, where test_rows.c does not go: the geometry of releases,
+/* The CUDA kernels where test_rows.c does not go: the geometry of releases,
  * heads that fill no block, keys that are NaN, contexts of a million tokens, one block and many. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/index.h"
 #include "kernels/ref/ref.h"
-#include "tests/unit/kernels/cuda_emulated.h"
+#include "tests/unit/kernels/cuda_place.h"
 #include "tests/lib/kernel_rig.h"
 
 #include <math.h>
@@ -59,6 +59,7 @@ static void scene_open(struct scene *s, int ratio, int n_heads)
     s->d.index_topk = 512;
     s->d.max_context = 8192;
     assert_true(rig_open(&s->r, CPU_ISA_REF, &s->d, 2));
+    cuda_place_enter(&s->r.k);
     for (int i = 0; i < SEQS; i++) {
         seq_row[i] = T;
         for (int j = 0; j < TABLE; j++)
@@ -121,6 +122,7 @@ static void scene_close(struct scene *s)
         s->r.k.ops->dev_free(&s->r.k, all[i]);
     s->r.k.ops->weight_unload(&s->r.k, &s->sink);
     rig_weight_free(&s->sink_src);
+    cuda_place_leave(&s->r.k);
     rig_close(&s->r);
 }
 
@@ -137,7 +139,7 @@ static uint16_t *attend_ref(struct scene *s)
 
 static uint16_t *attend_cuda(struct scene *s, bool split)
 {
-    uint16_t *out = malloc(s->q_bytes);
+    uint16_t *out = cuda_place_alloc(s->q_bytes);
     struct attention_args a = {.o = out,
                                .q = ref_ptr(s->q),
                                .rows = ref_ptr(s->rows),
@@ -157,7 +159,7 @@ static uint16_t *attend_cuda(struct scene *s, bool split)
         a.partial =
             malloc(cuda_attention_partial_bytes(s->d.n_heads, 512, a.n_splits, s->b.n_rows));
     cuda_attention(0, a);
-    free(a.partial);
+    cuda_place_free(a.partial);
     return out;
 }
 
@@ -176,8 +178,8 @@ static void attention_of_the_geometry_of_releases(void **state)
         rig_rows_bf16("attention", whole, want, (size_t)(s.b.n_rows * s.d.n_heads), 512);
         rig_same_bytes("one block and many", split, whole, s.q_bytes);
         free(want);
-        free(whole);
-        free(split);
+        cuda_place_free(whole);
+        cuda_place_free(split);
         scene_close(&s);
     }
 }
@@ -203,7 +205,7 @@ static void a_nan_key_spoils_those_who_see_it(void **state)
             assert_true(isnan(bf16_decode(got[t * 3 * 512 + i])) == spoiled);
     }
     free(want);
-    free(got);
+    cuda_place_free(got);
     scene_close(&s);
 }
 
@@ -228,6 +230,7 @@ static void choices_among_a_million_tokens_are_exact(void **state)
     d.index_topk = 1024;
     d.max_context = CONTEXT;
     assert_true(rig_open(&r, CPU_ISA_REF, &d, 2));
+    cuda_place_enter(&r.k);
     v.pages = rig_put(&r, NULL, KEY_PAGES * v.page_stride);
     for (int i = 0; i < KEY_PAGES * 64; i++) {
         float x[128];
@@ -253,15 +256,15 @@ static void choices_among_a_million_tokens_are_exact(void **state)
     struct dev_ptr want = rig_put(&r, NULL, 3 * 1024 * 4), got = rig_put(&r, NULL, 3 * 1024 * 4);
 
     r.k.ops->index_select(&r.k, want, qp, wp, &b, &v);
-    cuda_emulated_set(&r.k);
+    cuda_place_use(&r.k);
     r.k.ops->index_select(&r.k, got, qp, wp, &b, &v);
-    cuda_emulated_unset(&r.k);
     rig_same_bytes("chosen", rig_host(&r, got), rig_host(&r, want), 3 * 1024 * 4);
 
     struct dev_ptr all[] = {v.pages, b.row_seq, b.row_pos, b.block_table, qp, wp, want, got};
 
     for (int i = 0; i < 8; i++)
         r.k.ops->dev_free(&r.k, all[i]);
+    cuda_place_leave(&r.k);
     rig_close(&r);
 }
 
@@ -273,5 +276,7 @@ int main(void)
         cmocka_unit_test(choices_among_a_million_tokens_are_exact),
     };
 
+    if (!cuda_place_ready())
+        return CUDA_PLACE_SKIPPED;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

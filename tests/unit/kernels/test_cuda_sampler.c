@@ -1,9 +1,10 @@
-/* kernels/cuda/sampler.cu, emulated on the host, against common/model/sampler.c: the same tokens
+/* kernels/cuda/sampler.cu against common/model/sampler.c: the same tokens
  * and log probabilities, bit for bit, whatever the parameters; and rows together draw as alone. */
 #include "common/model/sampler.h"
 #include "common/model/sampler_history.h"
 #include "kernels/cuda/sampler.h"
 #include "tests/lib/kernel_rig.h"
+#include "tests/unit/kernels/cuda_place.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -127,12 +128,12 @@ static void call_add(struct call *c, int t, const struct ask *a, const struct sa
 
 static void call_run(struct call *c, float *logits, int vocab, int T)
 {
-    float *work = malloc(cuda_sample_bytes(vocab, T));
+    float *work = cuda_place_alloc(cuda_sample_bytes(vocab, T));
     struct sample_args args = {c->ids,  c->told,   logits, c->rows, c->seen,
                                c->bias, c->masked, work,   vocab};
 
     cuda_sample(0, args, T);
-    free(work);
+    cuda_place_free(work);
 }
 
 static void same_logprobs(const struct sample_logprobs *got, const struct sampler_logprobs *want)
@@ -146,8 +147,8 @@ static void same_logprobs(const struct sample_logprobs *got, const struct sample
 static void check(int vocab, int n_calls, uint64_t seed)
 {
     struct rig_random r = {seed};
-    struct call *c = malloc(sizeof(*c));
-    float *logits = malloc((size_t)ROWS * (size_t)vocab * 4);
+    struct call *c = cuda_place_alloc(sizeof(*c));
+    float *logits = cuda_place_alloc((size_t)ROWS * (size_t)vocab * 4);
     struct sampler *s;
     struct status st;
 
@@ -182,8 +183,8 @@ static void check(int vocab, int n_calls, uint64_t seed)
         }
     }
     sampler_free(s);
-    free(logits);
-    free(c);
+    cuda_place_free(logits);
+    cuda_place_free(c);
 }
 
 static void draws_are_those_of_the_cpu(void **state)
@@ -202,8 +203,8 @@ static void known_tokens_are_scored_as_on_the_cpu(void **state)
     enum { VOCAB = 3001 };
     static const int32_t given[ROWS] = {0, 5, 3000, -1, 3001, 7, 100, 2000, 1500, 1, 2, 3};
     struct rig_random r = {9};
-    struct call c = {.n_seen = 0};
-    float *logits = malloc(ROWS * VOCAB * 4);
+    struct call *c = cuda_place_alloc(sizeof(*c));
+    float *logits = cuda_place_alloc(ROWS * VOCAB * 4);
     struct sampler *s;
     struct status st;
 
@@ -211,20 +212,21 @@ static void known_tokens_are_scored_as_on_the_cpu(void **state)
     assert_int_equal(sampler_new(VOCAB, CPU_ISA_AVX512, &s, &st), ST_OK);
     for (int t = 0; t < ROWS; t++) {
         logits_make(logits + t * VOCAB, &r, VOCAB, t % 6);
-        c.rows[t] = (struct sample_row){
+        c->rows[t] = (struct sample_row){
             .temperature = 0.5f, .top_p = 1, .n_top = 20, .is_given = 1, .given = given[t]};
     }
-    call_run(&c, logits, VOCAB, ROWS);
+    call_run(c, logits, VOCAB, ROWS);
     for (int t = 0; t < ROWS; t++) {
         struct sampler_logprobs want;
 
         if (sampler_score(s, logits + t * VOCAB, given[t], 20, &want))
-            same_logprobs(&c.told[t], &want);
+            same_logprobs(&c->told[t], &want);
         else
-            assert_int_equal(c.ids[t], -1);
+            assert_int_equal(c->ids[t], -1);
     }
     sampler_free(s);
-    free(logits);
+    cuda_place_free(logits);
+    cuda_place_free(c);
 }
 
 int main(void)
@@ -234,5 +236,7 @@ int main(void)
         cmocka_unit_test(known_tokens_are_scored_as_on_the_cpu),
     };
 
+    if (!cuda_place_ready())
+        return CUDA_PLACE_SKIPPED;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,9 +2,9 @@
  * Operations against the oracle's golden vectors (tests/oracle/vectors/kernels).
  *
  * usage: test_golden_vectors VECTORS_DIR LEVEL
- * Level ref: every bit. Other levels (operations of the table only; cuda: its kernels, emulated):
- * at most 1 % of the bf16 results differ, by one step; f32 results within 1e-5 of the tensor's RMS;
- * chosen ids equal.
+ * Level ref: every bit. Other levels (operations of the table only; cuda: its kernels, where
+ * cuda_place.h runs them): at most 1 % of the bf16 results differ, by one step; f32 results within
+ * 1e-5 of the tensor's RMS; chosen ids equal.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -20,7 +20,9 @@
 #include "common/model/rope.h"
 #include "common/model/safetensors.h"
 #include "kernels/ref/ref.h"
-#include "tests/unit/kernels/cuda_emulated.h"
+#ifdef GOLDEN_CUDA
+#include "tests/unit/kernels/cuda_place.h"
+#endif
 
 static const char *folder, *level;
 static struct pool *pool;
@@ -155,14 +157,17 @@ static void open_backend(struct kernels *k, const struct kernel_dims *dims)
 
     if (kernels_open_cpu(k, isa, dims, &env) != 0)
         fail_msg("%s", k->error);
-    if (is_cuda())
-        cuda_emulated_set(k);
+#ifdef GOLDEN_CUDA
+    cuda_place_enter(k);
+    cuda_place_use(k);
+#endif
 }
 
 static void close_backend(struct kernels *k)
 {
-    if (is_cuda())
-        cuda_emulated_unset(k);
+#ifdef GOLDEN_CUDA
+    cuda_place_leave(k);
+#endif
     kernels_close(k);
 }
 
@@ -715,6 +720,10 @@ int main(int argc, char **argv)
         printf("this processor has no %s\n", level);
         return 77; /* meson: skipped */
     }
+#ifdef GOLDEN_CUDA
+    if (!cuda_place_ready())
+        return CUDA_PLACE_SKIPPED;
+#endif
     if (pool_new(2, &pool, &st) != ST_OK)
         return 1;
     rc = cmocka_run_group_tests_name("golden kernel vectors", tests, NULL, NULL);

@@ -121,7 +121,7 @@ static void run_open(struct layer_run *run, struct rig *r, const struct inputs *
     kv.entries_per_page = in->ratio > 0 ? PAGE_TOKENS / in->ratio : 0;
     kv.entry_off = 64;
     kv.key_off = 64 + (size_t)kv.entries_per_page * (size_t)row_bytes;
-    run->page_bytes = kv.page_stride = kv.key_off + (size_t)kv.entries_per_page * 68 + 60;
+    run->page_bytes = kv.page_stride = kv.key_off + (size_t)kv.entries_per_page * 68 + 56;
     kv.window_off = 32;
     kv.comp_off = (32 + (size_t)kv.window_rows * (size_t)row_bytes + 63) / 64 * 64;
     kv.index_comp_off = kv.comp_off + (size_t)kv.comp_rows * (size_t)cols * 8;

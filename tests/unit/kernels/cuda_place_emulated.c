@@ -9,9 +9,8 @@
 #include "kernels/cuda/streams.cu"   /* NOLINT */
 
 #include "kernels/ref/ref.h"
-#include "tests/unit/kernels/cuda_emulated.h"
+#include "tests/unit/kernels/cuda_place.h"
 
-#include <assert.h>
 #include <stdlib.h>
 
 static struct kernel_ops ops;
@@ -23,29 +22,53 @@ struct cuda_ops *cuda_ops_of(struct kernels *k)
     return &place;
 }
 
+bool cuda_place_ready(void)
+{
+    return true;
+}
+
+void *cuda_place_alloc(size_t bytes)
+{
+    size_t whole = (bytes + 64) / 64 * 64;
+    void *p = aligned_alloc(64, whole);
+
+    if (p == NULL)
+        abort();
+    return memset(p, 0, whole);
+}
+
+void cuda_place_free(void *p)
+{
+    free(p);
+}
+
+void cuda_place_enter(struct kernels *k)
+{
+    (void)k;
+}
+
 /* No more workspace than asked for: index_select goes in rounds. A few SMs: attention of up to
  * eight rows is split. */
-void cuda_emulated_set(struct kernels *k)
+void cuda_place_use(struct kernels *k)
 {
-    size_t split = cuda_attention_partial_bytes(
-        k->dims.n_heads, k->dims.head_dim,
-        cuda_attention_splits(4, k->dims.window, k->dims.index_topk, k->dims.max_context), 8);
+    const struct kernel_dims *d = &k->dims;
+    int n_splits = cuda_attention_splits(4, d->window, d->index_topk, d->max_context);
+    size_t split = cuda_attention_partial_bytes(d->n_heads, d->head_dim, n_splits, 8);
 
-    assert(cuda_ops_refuse(&k->dims) == NULL);
+    if (cuda_ops_refuse(d) != NULL)
+        abort();
     place.n_sms = 9;
-    place.work_bytes = cuda_ops_work_bytes(&k->dims);
+    place.work_bytes = cuda_ops_work_bytes(d);
     place.work_bytes = place.work_bytes > split ? place.work_bytes : split;
     free(place.work);
-    place.work = aligned_alloc(64, (place.work_bytes + 63) / 64 * 64);
-    if (place.work == NULL)
-        abort();
+    place.work = cuda_place_alloc(place.work_bytes);
     ops = *k->ops;
     ops.name = "cuda, emulated";
     cuda_ops_fill(&ops);
     k->ops = &ops;
 }
 
-void cuda_emulated_unset(struct kernels *k)
+void cuda_place_leave(struct kernels *k)
 {
     k->ops = &kernels_ref_ops;
 }
