@@ -336,17 +336,32 @@ CUDA_DEVICE float *partial_of(const struct attention_args *a, int64_t token, int
     return a->partial + ((token * a->n_heads + head) * a->n_splits + split) * (a->head_dim + 2);
 }
 
-/* Divides, rounds, rotates back and stores a pair of neighbours. */
-CUDA_DEVICE void store_pair(const struct attention_args *a, int64_t token, int head, int c,
-                            float even, float odd, float total, int pos)
+/* How a pair of neighbours is rotated back; the same for all heads. */
+struct turn {
+    float c, s;
+    int on;
+};
+
+CUDA_DEVICE struct turn turn_of(const struct attention_args *a, int c, int pos)
 {
     int plain = a->head_dim - a->rope_dim;
+    struct turn turn = {1, 0, c >= plain};
+
+    if (turn.on)
+        dev_sin_cos((double)((float)pos * a->freq[(c - plain) / 2]), &turn.s, &turn.c);
+    return turn;
+}
+
+/* Divides, rounds, rotates back and stores dims c and c + 1. */
+CUDA_DEVICE void store_pair(const struct attention_args *a, int64_t token, int head, int c,
+                            float even, float odd, float total, struct turn turn)
+{
     uint32_t *out = (uint32_t *)(void *)(a->o + (token * a->n_heads + head) * a->head_dim + c);
 
     even = dev_bf16_grid(even / total);
     odd = dev_bf16_grid(odd / total);
-    if (c >= plain)
-        dev_rotate(&even, &odd, pos, a->freq[(c - plain) / 2], -1);
+    if (turn.on)
+        dev_turn(&even, &odd, turn.c, -turn.s);
     *out = dev_pack_bf16(even, odd);
 }
 
@@ -390,12 +405,54 @@ CUDA_DEVICE void run_split(const struct attention_args *a, const struct token *t
     }
 }
 
+/* A split's output and softmax, for attention_merge_kernel. */
+CUDA_DEVICE void store_partial(const struct attention_args *a, const struct token *t,
+                               const struct attention_shared *s, int head, int split,
+                               const float acc[M_TILES][N_TILES][4])
+{
+    int lane = warp_lane(), dims = (int)threadIdx.x / CUDA_WARP * DIMS;
+
+    CUDA_EACH (r, ROWS) {
+        int row = lane / 4 + 8 * r;
+        float *at = partial_of(a, t->row, head + row, split);
+
+        if (head + row >= a->n_heads)
+            continue;
+        CUDA_EACH (n, N_TILES)
+            CUDA_EACH (i, 2)
+                at[dims + n * 8 + lane % 4 * 2 + i] = acc[r / 2][n][r % 2 * 2 + i];
+        if (dims == 0 && lane % 4 == 0) {
+            at[a->head_dim] = s->top[row];
+            at[a->head_dim + 1] = s->sum[row];
+        }
+    }
+}
+
+CUDA_DEVICE void store_output(const struct attention_args *a, const struct token *t, int head,
+                              const struct softmax so_far[ROWS],
+                              const float out[M_TILES][N_TILES][4])
+{
+    int lane = warp_lane(), first = head + lane / 4;
+    float total[ROWS];
+
+    CUDA_EACH (r, ROWS)
+        total[r] = first + 8 * r < a->n_heads ? total_of(so_far[r], a->sink[first + 8 * r]) : 1;
+    CUDA_EACH (n, N_TILES) {
+        int c = (int)threadIdx.x / CUDA_WARP * DIMS + n * 8 + lane % 4 * 2;
+        struct turn turn = turn_of(a, c, t->pos);
+
+        CUDA_EACH (r, ROWS)
+            if (first + 8 * r < a->n_heads)
+                store_pair(a, t->row, first + 8 * r, c, out[r / 2][n][r % 2 * 2],
+                           out[r / 2][n][r % 2 * 2 + 1], total[r], turn);
+    }
+}
+
 CUDA_BOUNDED_KERNEL(attention_kernel, struct attention_args, WARPS_MAX *CUDA_WARP, 1)
 {
     CUDA_DYNAMIC(memory);
     int blocks = (a.n_heads + HEADS_N - 1) / HEADS_N, lane = warp_lane();
     int head = (int)(blockIdx.x % (unsigned)blocks) * HEADS_N;
-    int dims = (int)threadIdx.x / CUDA_WARP * DIMS;
     struct attention_shared s = shared_of(memory, (int)blockDim.x / CUDA_WARP);
     struct token t = token_of(&a, (int64_t)(blockIdx.x / (unsigned)blocks));
     int n_splits = (t.n_keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
@@ -428,32 +485,10 @@ CUDA_BOUNDED_KERNEL(attention_kernel, struct attention_args, WARPS_MAX *CUDA_WAR
                 }
         }
     }
-    CUDA_EACH (r, ROWS) {
-        int h = head + lane / 4 + 8 * r;
-        float total;
-
-        if (h >= a.n_heads)
-            continue;
-        total = total_of(so_far[r], a.sink[h]);
-        CUDA_EACH (n, N_TILES) {
-            int c = dims + n * 8 + lane % 4 * 2, i = r % 2 * 2;
-
-            if (a.partial != 0) {
-                float *at = partial_of(&a, t.row, h, begin) + c;
-
-                at[0] = acc[r / 2][n][i];
-                at[1] = acc[r / 2][n][i + 1];
-            } else {
-                store_pair(&a, t.row, h, c, out[r / 2][n][i], out[r / 2][n][i + 1], total, t.pos);
-            }
-        }
-        if (a.partial != 0 && dims == 0 && lane % 4 == 0) {
-            float *at = partial_of(&a, t.row, h, begin) + a.head_dim;
-
-            at[0] = s.top[h - head];
-            at[1] = s.sum[h - head];
-        }
-    }
+    if (a.partial != 0)
+        store_partial(&a, &t, &s, head, begin, acc);
+    else
+        store_output(&a, &t, head, so_far, out);
 }
 
 /* Grid [head][T]; a thread has pairs of dims. Bytes a head: 4 head_dim for each split. */
@@ -476,7 +511,8 @@ CUDA_KERNEL(attention_merge_kernel, struct attention_args)
             even = fmaf(even, mine, at[c] * its);
             odd = fmaf(odd, mine, at[c + 1] * its);
         }
-        store_pair(&a, t.row, head, c, even, odd, total_of(so_far, a.sink[head]), t.pos);
+        store_pair(&a, t.row, head, c, even, odd, total_of(so_far, a.sink[head]),
+                   turn_of(&a, c, t.pos));
     }
 }
 

@@ -24,8 +24,8 @@ CUDA_KERNEL(index_query_kernel, struct index_query_args)
     if (first >= 0) {
         int32_t pos = a.row_pos[head / a.n_heads];
 
-        dev_rotate(&x[0], &x[1], pos, a.freq[first / 2], 1);
-        dev_rotate(&x[2], &x[3], pos, a.freq[first / 2 + 1], 1);
+        dev_rotate(&x[0], &x[1], pos, a.freq[first / 2]);
+        dev_rotate(&x[2], &x[3], pos, a.freq[first / 2 + 1]);
     }
     y[0] = x[0] + x[1], y[1] = x[0] - x[1], y[2] = x[2] + x[3], y[3] = x[2] - x[3];
     x[0] = y[0] + y[2], x[1] = y[1] + y[3], x[2] = y[0] - y[2], x[3] = y[1] - y[3];

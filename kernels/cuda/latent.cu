@@ -62,7 +62,7 @@ CUDA_KERNEL(q_norm_rope_kernel, struct q_norm_rope_args)
             v[i] = dev_bf16_grid(dev_from_bf16(x.v[i]) * scale);
         for (int i = 0; i < CHUNK; i += 2)
             if (c >= D - a.rope_dim)
-                dev_rotate(&v[i], &v[i + 1], pos, a.freq[(c + i - (D - a.rope_dim)) / 2], 1);
+                dev_rotate(&v[i], &v[i + 1], pos, a.freq[(c + i - (D - a.rope_dim)) / 2]);
         for (int i = 0; i < CHUNK; i++)
             x.v[i] = dev_to_bf16(v[i]);
         store_chunk(q + c, x);

@@ -42,16 +42,23 @@ CUDA_DEVICE void dev_sin_cos(double x, float *sine, float *cosine)
     *cosine = (float)(turn & 1 ? s : c) * ((turn + 1) & 2 ? -1.0f : 1.0f);
 }
 
-/* Rotates a pair; sign -1: back. Rounded to bf16. The angle is a product in f32: at large positions
- * that is part of the model. */
-CUDA_DEVICE void dev_rotate(float *even, float *odd, int32_t position, float freq, float sign)
+/* Rotates a pair by an angle whose cosine and sine are given. Rounded to bf16. */
+CUDA_DEVICE void dev_turn(float *even, float *odd, float c, float s)
 {
-    float c, s, x = *even, y = *odd;
+    float x = *even, y = *odd;
 
-    dev_sin_cos((double)((float)position * freq), &s, &c);
-    s *= sign;
     *even = dev_bf16_grid(fmaf(x, c, -(y * s)));
     *odd = dev_bf16_grid(fmaf(x, s, y * c));
+}
+
+/* The same by position * freq. The angle is a product in f32: at large positions that is part of
+ * the model. */
+CUDA_DEVICE void dev_rotate(float *even, float *odd, int32_t position, float freq)
+{
+    float c, s;
+
+    dev_sin_cos((double)((float)position * freq), &s, &c);
+    dev_turn(even, odd, c, s);
 }
 
 /* x = bf16(w * x / sqrt(mean(x^2) + eps)). scratch: as block_sum's. */
@@ -71,7 +78,7 @@ CUDA_DEVICE void row_norm(float *x, const uint16_t *w, int n, float eps, float *
 CUDA_DEVICE void row_rotate(float *x, int n, int R, int32_t position, const float *freq)
 {
     for (int i = (int)threadIdx.x; i < R / 2; i += CUDA_BLOCK)
-        dev_rotate(&x[n - R + 2 * i], &x[n - R + 2 * i + 1], position, freq[i], 1);
+        dev_rotate(&x[n - R + 2 * i], &x[n - R + 2 * i + 1], position, freq[i]);
     __syncthreads();
 }
 
