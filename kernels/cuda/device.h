@@ -176,13 +176,16 @@ CUDA_DEVICE float dev_clamp(float x, float limit)
     return x > limit ? limit : x < -limit ? -limit : x; /* a NaN stays one */
 }
 
-/* *counter += 1, in shared memory, whoever else does so; what it was. */
-CUDA_DEVICE uint32_t dev_count(uint32_t *counter)
+/* *counter += n, whoever else does so; what it was. */
+CUDA_DEVICE uint32_t dev_add(uint32_t *counter, uint32_t n)
 {
 #ifdef __CUDACC__
-    return atomicAdd(counter, 1u);
+    return atomicAdd(counter, n);
 #else
-    return (*counter)++; /* fibers change at barriers alone */
+    uint32_t was = *counter; /* fibers change at barriers alone */
+
+    *counter += n;
+    return was;
 #endif
 }
 

@@ -55,6 +55,62 @@ CUDA_API void cuda_index_query(cuda_stream s, struct index_query_args args)
                     (heads + QUERY_WARPS - 1) / QUERY_WARPS, 1, CUDA_BLOCK, s, args);
 }
 
+/* ---- the workspace of a row ---- */
+
+enum {
+    HIGH_BITS = 11,
+    LOW_BITS = 16 - HIGH_BITS,
+    HIGH_BINS = 1 << HIGH_BITS,
+    LOW_BINS = 1 << LOW_BITS
+};
+
+/* Of a count from the top: the bin with which the wanted number is reached, and how many values are
+ * in higher ones. */
+struct cut {
+    uint32_t bin, above;
+};
+
+/* What the phases of a choice leave each other. */
+struct choice {
+    uint64_t rank[INDEX_TOPK_MAX]; /* the chosen, in any order */
+    uint32_t high[HIGH_BINS];      /* candidates by the high bits of their scores */
+    uint32_t low[INDEX_PARTS_MAX]
+                [LOW_BINS]; /* those in the cut bin, by the low bits, each part's */
+    struct cut cut;
+    uint32_t n_above, unused;
+};
+
+CUDA_API size_t cuda_index_row_bytes(int ratio, int max_context)
+{
+    return (size_t)cuda_index_stride(ratio, max_context) * sizeof(uint16_t) + sizeof(struct choice);
+}
+
+CUDA_DEVICE unsigned char *work_of(const struct index_select_args *a, int64_t row)
+{
+    int64_t stride = (a->max_context / a->v.ratio + 127) / 128 * 128; /* cuda_index_stride() */
+
+    return a->work + row * (stride * 2 + (int64_t)sizeof(struct choice));
+}
+
+CUDA_DEVICE uint16_t *scores_of(const struct index_select_args *a, int64_t row)
+{
+    return (uint16_t *)(void *)(work_of(a, row) + sizeof(struct choice));
+}
+
+CUDA_DEVICE struct choice *choice_of(const struct index_select_args *a, int64_t row)
+{
+    return (struct choice *)(void *)work_of(a, row);
+}
+
+/* By n_threads threads; low counts are written, not added to. */
+CUDA_DEVICE void clear_choice(struct choice *c, int n_threads)
+{
+    for (int i = (int)threadIdx.x; i < HIGH_BINS; i += n_threads)
+        c->high[i] = 0;
+    if (threadIdx.x == 0)
+        c->n_above = 0;
+}
+
 /* ---- scores ---- */
 
 /*
@@ -210,6 +266,8 @@ CUDA_KERNEL(index_score_kernel, struct index_select_args)
     for (int t = begin; t < end; t++) {
         int n = visible_to(&a, t), its_seq = DEV(const int32_t, a.b.row_seq)[t];
 
+        if (first == 0)
+            clear_choice(choice_of(&a, t - a.row0), CUDA_BLOCK);
         if (n <= first)
             continue; /* the whole block */
         if (its_seq != seq || (n > loaded && loaded < first + BLOCK_KEYS)) {
@@ -220,23 +278,43 @@ CUDA_KERNEL(index_score_kernel, struct index_select_args)
         __syncthreads(); /* the last row's q has been read */
         load_query(q, weights, &a, t);
         __syncthreads(); /* q, weights: all threads to all */
-        score_keys(a.scores + (int64_t)(t - a.row0) * a.stride + g, n - g, keys, q, weights,
-                   a.n_heads);
+        score_keys(scores_of(&a, t - a.row0) + g, n - g, keys, q, weights, a.n_heads);
     }
 }
 
 /* ---- the choice ---- */
 
 /*
- * A block a row. The k-th largest score by counting its bits, 11 and then 5 (a histogram of the
- * first 8 would have its counts in a few bins, where atomics queue); then what is above it in any
- * order, and of what equals it the first ones; then a bitonic sort by (falling score, entry).
+ * The k-th largest score by counting its bits, 11 and then 5 (a histogram of the first 8 would have
+ * its counts in a few bins, where atomics queue); then what is above it in any order, and of what
+ * equals it the first ones; then a bitonic sort by (falling score, entry). Every count is a sum of
+ * integers, every tie's place known from the counts of the parts before: the order in which blocks
+ * run changes nothing.
  *
- * Shared    counts 8,192 bytes; the chosen as (order, entry) 8 INDEX_TOPK_MAX: 16,384; sums of
- * warps. Bound     6 bytes a candidate in three passes over L2, 1.5 MB of 262,144: 14 us at 110
- * GB/s of one SM: more than the aim; several blocks a row would be next.
+ * Grid      [part of INDEX_PART candidates][row], a kernel for each phase; contexts of one part
+ * have all phases in one block. Shared    counts 8,192 bytes; a choice as above, 32,800 (of which
+ * the last phase uses the ranks alone); sums of warps. Bound     6 bytes a candidate in three
+ * passes over L2 and four launches: 1.5 MB of 262,144, a microsecond of it at 2 TB/s; 16 KB of a
+ * part at the 30 GB/s that 512 loads on their way reach, half a microsecond a pass.
  */
-enum { SELECT_THREADS = 512, SELECT_WARPS = SELECT_THREADS / CUDA_WARP, EACH = 8, HIGH_BITS = 11 };
+enum { SELECT_THREADS = 512, SELECT_WARPS = SELECT_THREADS / CUDA_WARP, EACH = 8 };
+
+enum { PHASE_ALL, PHASE_HIGH, PHASE_LOW, PHASE_COLLECT, PHASE_SORT };
+
+struct select_shared {
+    struct choice own; /* of a block that has all phases */
+    uint32_t count[HIGH_BINS], sums[SELECT_WARPS];
+    struct cut cut;
+};
+
+/* What a block has to choose from. */
+struct candidates {
+    const uint16_t *scores;
+    int begin, end; /* this part's */
+    int part, k;
+    struct choice *c;
+    struct select_shared *s;
+};
 
 /* Inclusive sum over the threads before and this one; *total: over all. sums: shared,
  * [SELECT_WARPS]. */
@@ -262,30 +340,29 @@ CUDA_DEVICE uint32_t block_scan(uint32_t x, uint32_t *sums, uint32_t *total)
     return before + x;
 }
 
-struct cut {
-    uint32_t bin, above; /* values in higher bins */
-};
-
 /* The highest bin with which `want` values are reached. n_bins <= 4 SELECT_THREADS. */
-CUDA_DEVICE struct cut find_cut(const uint32_t *count, int n_bins, uint32_t want, uint32_t *sums,
-                                struct cut *shared)
+CUDA_DEVICE struct cut find_cut(const uint32_t *count, int n_bins, uint32_t want,
+                                struct select_shared *s)
 {
+    struct cut cut;
     int bin = n_bins - 1 - 4 * (int)threadIdx.x; /* this thread's highest */
     uint32_t own = 0, total, upto;
 
     for (int i = 0; i < 4; i++)
         own += bin - i >= 0 ? count[bin - i] : 0;
-    upto = block_scan(own, sums, &total);
+    upto = block_scan(own, s->sums, &total);
     if (upto - own < want && upto >= want) { /* one thread */
         uint32_t above = upto - own;
 
         while (above + count[bin] < want)
             above += count[bin--];
-        shared->bin = (uint32_t)bin;
-        shared->above = above;
+        s->cut.bin = (uint32_t)bin;
+        s->cut.above = above;
     }
-    __syncthreads(); /* shared: that thread to all */
-    return *shared;
+    __syncthreads(); /* cut: that thread to all */
+    cut = s->cut;
+    __syncthreads(); /* cut and counts have been read */
+    return cut;
 }
 
 /* EACH scores from g on; beyond n: 0 and not counted. */
@@ -336,106 +413,167 @@ CUDA_DEVICE void sort_ranks(uint64_t *rank, int n)
         }
 }
 
-struct select_shared {
-    uint32_t count[1 << HIGH_BITS], sums[SELECT_WARPS], n_above;
-    struct cut cut;
-    uint64_t rank[INDEX_TOPK_MAX];
-};
-
-/* The k-th largest of n > k scores; ties: how many that equal it are chosen. */
-CUDA_DEVICE uint32_t kth_largest(const uint16_t *scores, int n, int k, struct select_shared *s,
-                                 uint32_t *ties)
+/* Counts of this part's scores into s->count [n_bins]: by their high bits, or, of those in bin
+ * `only`, by their low ones. */
+CUDA_DEVICE void count_part(const struct candidates *x, int n_bins, int only)
 {
-    enum { LOW_BITS = 16 - HIGH_BITS, STRIDE = EACH * SELECT_THREADS };
-    struct cut high = {0, 0}, low = {0, 0};
+    uint32_t *count = x->s->count;
 
-    for (int pass = 0; pass < 2; pass++) {
-        for (int i = (int)threadIdx.x; i < 1 << HIGH_BITS; i += SELECT_THREADS)
-            s->count[i] = 0;
-        __syncthreads(); /* counts are 0 */
-        for (int g = EACH * (int)threadIdx.x; g < n; g += STRIDE) {
-            struct eight e = load_eight(scores, g, n);
+    for (int i = (int)threadIdx.x; i < n_bins; i += SELECT_THREADS)
+        count[i] = 0;
+    __syncthreads(); /* counts are 0 */
+    for (int g = x->begin + EACH * (int)threadIdx.x; g < x->end; g += EACH * SELECT_THREADS) {
+        struct eight e = load_eight(x->scores, g, x->end);
 
-            CUDA_EACH (i, EACH) {
-                uint32_t bin = e.v[i] >> LOW_BITS;
+        CUDA_EACH (i, EACH) {
+            int bin = e.v[i] >> LOW_BITS;
 
-                if (i < e.n && pass == 0)
-                    dev_count(&s->count[bin]);
-                else if (i < e.n && bin == high.bin)
-                    dev_count(&s->count[e.v[i] & ((1 << LOW_BITS) - 1)]);
-            }
+            if (i < e.n && only < 0)
+                dev_add(&count[bin], 1);
+            else if (i < e.n && bin == only)
+                dev_add(&count[e.v[i] & (LOW_BINS - 1)], 1);
         }
-        __syncthreads(); /* counts: all threads to all */
-        if (pass == 0)
-            high = find_cut(s->count, 1 << HIGH_BITS, (uint32_t)k, s->sums, &s->cut);
-        else
-            low = find_cut(s->count, 1 << LOW_BITS, (uint32_t)k - high.above, s->sums, &s->cut);
-        __syncthreads(); /* cut and counts have been read */
     }
-    *ties = (uint32_t)k - high.above - low.above;
-    return high.bin << LOW_BITS | low.bin;
+    __syncthreads(); /* counts: all threads to all */
 }
 
-/* The k largest of n > k, unsorted, into s->rank. */
-CUDA_DEVICE void collect(const uint16_t *scores, int n, int k, struct select_shared *s)
+CUDA_DEVICE void count_high(const struct candidates *x)
 {
-    uint32_t ties, limit = kth_largest(scores, n, k, s, &ties), found = 0;
+    count_part(x, HIGH_BINS, -1);
+    for (int i = (int)threadIdx.x; i < HIGH_BINS; i += SELECT_THREADS)
+        if (x->s->count[i] > 0)
+            dev_add(&x->c->high[i], x->s->count[i]);
+}
 
-    if (threadIdx.x == 0)
-        s->n_above = 0;
-    __syncthreads();
-    for (int base = 0; base < n; base += EACH * SELECT_THREADS) {
+CUDA_DEVICE void count_low(const struct candidates *x)
+{
+    struct cut high = find_cut(x->c->high, HIGH_BINS, (uint32_t)x->k, x->s);
+
+    count_part(x, LOW_BINS, (int)high.bin);
+    if (threadIdx.x < LOW_BINS)
+        x->c->low[x->part][threadIdx.x] = x->s->count[threadIdx.x];
+    if (x->part == 0 && threadIdx.x == 0)
+        x->c->cut = high;
+}
+
+/* This part's share of the k largest. */
+CUDA_DEVICE void collect(const struct candidates *x, int n_parts)
+{
+    struct choice *c = x->c;
+    struct cut high = c->cut, low;
+    uint32_t limit, ties, found = 0;
+
+    if (threadIdx.x < LOW_BINS) {
+        uint32_t sum = 0;
+
+        for (int p = 0; p < n_parts; p++)
+            sum += c->low[p][threadIdx.x];
+        x->s->count[threadIdx.x] = sum;
+    }
+    __syncthreads(); /* counts: the first threads to all */
+    low = find_cut(x->s->count, LOW_BINS, (uint32_t)x->k - high.above, x->s);
+    limit = high.bin << LOW_BITS | low.bin;
+    ties = (uint32_t)x->k - high.above - low.above; /* how many that equal it are chosen */
+    for (int p = 0; p < x->part; p++)
+        found += c->low[p][low.bin];
+    for (int base = x->begin; base < x->end; base += EACH * SELECT_THREADS) {
         int g = base + EACH * (int)threadIdx.x;
-        struct eight e = load_eight(scores, g, n);
+        struct eight e = load_eight(x->scores, g, x->end);
         uint32_t equal = 0, total, at;
 
         CUDA_EACH (i, EACH) {
             if (i < e.n && e.v[i] > limit)
-                s->rank[dev_count(&s->n_above)] = rank_of(e.v[i], g + i);
+                c->rank[dev_add(&c->n_above, 1)] = rank_of(e.v[i], g + i);
             equal += i < e.n && e.v[i] == limit;
         }
         if (found >= ties)
             continue; /* all threads know */
-        at = found + block_scan(equal, s->sums, &total) - equal;
+        at = found + block_scan(equal, x->s->sums, &total) - equal;
         CUDA_EACH (i, EACH)
             if (i < e.n && e.v[i] == limit && at < ties)
-                s->rank[k - 1 - (int)at++] = rank_of(limit, g + i);
+                c->rank[x->k - 1 - (int)at++] = rank_of(limit, g + i);
         found += total;
     }
+}
+
+/* Sorts the chosen, all n where n <= k, and tells them. */
+CUDA_DEVICE void tell_chosen(const struct candidates *x, int n, int32_t *out, int topk)
+{
+    uint64_t *rank = x->s->own.rank;
+    int padded = 1;
+
+    while (padded < x->k)
+        padded *= 2;
+    for (int i = (int)threadIdx.x; i < padded; i += SELECT_THREADS)
+        if (i >= x->k)
+            rank[i] = ~(uint64_t)0;
+        else if (n == x->k)
+            rank[i] = rank_of(x->scores[i], i);
+        else
+            rank[i] = x->c->rank[i]; /* itself, where one block has all phases */
+    __syncthreads();                 /* rank: all threads to all */
+    sort_ranks(rank, padded);
+    for (int i = (int)threadIdx.x; i < topk; i += SELECT_THREADS)
+        out[i] = i < x->k ? (int32_t)(uint32_t)rank[i] : -1;
 }
 
 CUDA_KERNEL(index_choose_kernel, struct index_select_args)
 {
     __shared__ struct select_shared s;
-    int64_t t = a.row0 + (int64_t)blockIdx.x;
-    const uint16_t *scores = a.scores + (int64_t)blockIdx.x * a.stride;
-    int n = visible_to(&a, t), k = n < a.topk ? n : a.topk, padded = 1;
+    int64_t row = blockIdx.y, t = a.row0 + row;
+    int n = visible_to(&a, t), all = a.phase == PHASE_ALL, size = all ? n : INDEX_PART;
+    struct candidates x;
 
-    while (padded < k)
-        padded *= 2;
-    if (n > k)
-        collect(scores, n, k, &s);
-    else
-        for (int g = (int)threadIdx.x; g < n; g += SELECT_THREADS)
-            s.rank[g] = rank_of(scores[g], g);
-    for (int i = k + (int)threadIdx.x; i < padded; i += SELECT_THREADS)
-        s.rank[i] = ~(uint64_t)0;
-    __syncthreads(); /* rank: all threads to all */
-    sort_ranks(s.rank, padded);
-    for (int i = (int)threadIdx.x; i < a.topk; i += SELECT_THREADS)
-        a.chosen[t * a.topk + i] = i < k ? (int32_t)(uint32_t)s.rank[i] : -1;
+    x.scores = scores_of(&a, row);
+    x.part = (int)blockIdx.x;
+    x.begin = x.part * size;
+    x.end = x.begin + size < n ? x.begin + size : n;
+    x.k = n < a.topk ? n : a.topk;
+    x.c = all ? &s.own : choice_of(&a, row);
+    x.s = &s;
+    if (a.phase != PHASE_SORT && !all && (n <= x.k || x.begin >= n))
+        return; /* the whole block: nothing to count */
+    if (all && n > x.k) {
+        clear_choice(x.c, SELECT_THREADS);
+        __syncthreads(); /* a choice of nothing: all threads to all; so below, after each phase */
+    }
+    if (n > x.k && (all || a.phase == PHASE_HIGH))
+        count_high(&x);
+    __syncthreads();
+    if (n > x.k && (all || a.phase == PHASE_LOW))
+        count_low(&x);
+    __syncthreads();
+    if (n > x.k && (all || a.phase == PHASE_COLLECT))
+        collect(&x, all ? 1 : (n + INDEX_PART - 1) / INDEX_PART);
+    __syncthreads();
+    if (all || a.phase == PHASE_SORT)
+        tell_chosen(&x, n, a.chosen + t * a.topk, a.topk);
+}
+
+static void choose(cuda_stream s, struct index_select_args args, int n)
+{
+    int64_t stride = cuda_index_stride(args.v.ratio, args.max_context);
+    int n_parts = (int)((stride + INDEX_PART - 1) / INDEX_PART);
+
+    args.phase = PHASE_ALL;
+    if (n_parts > 1)
+        for (args.phase = PHASE_HIGH; args.phase < PHASE_SORT; args.phase++)
+            CUDA_LAUNCH(index_choose_kernel, struct index_select_args, n_parts, n, SELECT_THREADS,
+                        s, args);
+    CUDA_LAUNCH(index_choose_kernel, struct index_select_args, 1, n, SELECT_THREADS, s, args);
 }
 
 CUDA_API void cuda_index_select(cuda_stream s, struct index_select_args args)
 {
     size_t shared = (size_t)((args.n_heads + 7) / 8 * 8) * (Q_HEAD + 1) * 2;
+    int64_t stride = cuda_index_stride(args.v.ratio, args.max_context);
 
     for (args.row0 = 0; args.row0 < args.b.n_rows; args.row0 += args.round_rows) {
         int left = args.b.n_rows - args.row0, n = left < args.round_rows ? left : args.round_rows;
 
         CUDA_LAUNCH_GRID(index_score_kernel, struct index_select_args,
-                         (args.stride + BLOCK_KEYS - 1) / BLOCK_KEYS, (n + TOKENS - 1) / TOKENS, 1,
+                         (stride + BLOCK_KEYS - 1) / BLOCK_KEYS, (n + TOKENS - 1) / TOKENS, 1,
                          CUDA_BLOCK, shared, s, args);
-        CUDA_LAUNCH(index_choose_kernel, struct index_select_args, n, 1, SELECT_THREADS, s, args);
+        choose(s, args, n);
     }
 }

@@ -6,7 +6,7 @@
  * the stream; a launch that cannot be made is left to cudaGetLastError().
  * Promises  a score depends on the query and the key alone; the choice, on the scores alone.
  * Limits    index_head_dim == INDEX_DIM; index_topk <= INDEX_TOPK_MAX; n_heads <= INDEX_HEADS_MAX;
- *           key rows aligned to 4 bytes.
+ *           INDEX_PART * INDEX_PARTS_MAX candidates a row; key rows aligned to 4 bytes.
  */
 #ifndef BATON_KERNELS_CUDA_INDEX_H
 #define BATON_KERNELS_CUDA_INDEX_H
@@ -16,7 +16,13 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/kernels.h"
 
-enum { INDEX_DIM = 128, INDEX_TOPK_MAX = 2048, INDEX_HEADS_MAX = 128 };
+enum {
+    INDEX_DIM = 128,
+    INDEX_TOPK_MAX = 2048,
+    INDEX_HEADS_MAX = 128,
+    INDEX_PART = 8192,   /* candidates that a block counts */
+    INDEX_PARTS_MAX = 64 /* a context of two million tokens */
+};
 
 struct index_query_args {
     uint16_t *q, *weights;
@@ -33,16 +39,17 @@ struct index_select_args {
     struct kernel_batch b;
     struct kernel_kv v;
     int n_heads, topk;
-    uint16_t *scores; /* workspace [round_rows][stride], aligned to 16 bytes */
-    int64_t stride;   /* cuda_index_stride() */
-    int round_rows;   /* rows that are scored before they are chosen from; >= 1 */
-    int row0;         /* set by the launch */
+    unsigned char *work; /* workspace [round_rows][cuda_index_row_bytes()], aligned to 16 bytes */
+    int max_context;     /* no position is at or above it */
+    int round_rows;      /* rows that are scored before they are chosen from; >= 1 */
+    int row0, phase;     /* set by the launch */
 };
-/* Scores of a row when no position is at or above max_context. */
+/* Scores of a row, in whole blocks of the kernel that makes them. */
 static inline int64_t cuda_index_stride(int ratio, int max_context)
 {
     return (max_context / ratio + 127) / 128 * 128;
 }
+CUDA_API size_t cuda_index_row_bytes(int ratio, int max_context);
 CUDA_API void cuda_index_select(cuda_stream s, struct index_select_args args);
 
 #endif

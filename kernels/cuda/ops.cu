@@ -191,11 +191,11 @@ static void ops_index_select(struct kernels *k, struct dev_ptr chosen, struct de
     a.v = *v;
     a.n_heads = d->index_n_heads;
     a.topk = d->index_topk;
-    a.scores = (uint16_t *)o->work;
-    a.stride = cuda_index_stride(v->ratio, d->max_context);
-    fit = o->work_bytes / ((size_t)a.stride * sizeof(*a.scores));
+    a.work = (unsigned char *)o->work;
+    a.max_context = d->max_context;
+    fit = o->work_bytes / cuda_index_row_bytes(v->ratio, d->max_context);
     a.round_rows = fit < (size_t)b->n_rows ? (int)fit : b->n_rows;
-    a.row0 = 0;
+    a.row0 = a.phase = 0;
     cuda_index_select(o->stream, a);
 }
 
@@ -254,7 +254,7 @@ CUDA_API size_t cuda_ops_work_bytes(const struct kernel_dims *d)
     size_t wide = (size_t)(d->head_dim > d->index_head_dim ? d->head_dim : d->index_head_dim);
     size_t needs[3] = {cuda_hc_partial_bytes(d->hidden, d->max_rows),
                        (size_t)d->max_rows * wide * sizeof(uint16_t),
-                       (size_t)cuda_index_stride(4, d->max_context) * sizeof(uint16_t)};
+                       cuda_index_row_bytes(4, d->max_context)};
     size_t most = 0;
 
     for (int i = 0; i < 3; i++)
@@ -274,6 +274,8 @@ CUDA_API const char *cuda_ops_refuse(const struct kernel_dims *d)
         return "index_head_dim is not 128 or index_n_heads above 128";
     if (d->index_topk > INDEX_TOPK_MAX)
         return "index_topk is above 2048";
+    if (d->max_context / 4 > INDEX_PART * INDEX_PARTS_MAX)
+        return "a context is longer than 2,097,152 tokens";
     if (d->max_rows > 65535) /* a grid's y */
         return "a step has more than 65535 rows";
     return 0;

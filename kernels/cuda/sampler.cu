@@ -304,7 +304,7 @@ CUDA_DEVICE double mass_before(const struct reading *r, struct rank rank, uint32
 
             if (ranks_before(x, c * CHUNK_IDS + at, rank)) {
                 sum += probability(x, r->scale);
-                dev_count(&r->s->count);
+                dev_add(&r->s->count, 1);
             }
         }
         r->l.before[i] = sum;

@@ -3,7 +3,7 @@
 #include "tests/unit/kernels/rows_levels.h"
 
 const int rows_n_levels = 1;
-const int rows_longest = 600;
+const int rows_longest = 400;
 
 bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads)
 {
