@@ -608,6 +608,8 @@ static void choices_among_many_equal_scores_are_the_earliest(void **state)
 
 int main(void)
 {
+    if (!rows_ready())
+        return 77; /* meson: skipped */
     lengths[0] = rows_longest;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(streams_agree_and_do_not_depend_on_company),
