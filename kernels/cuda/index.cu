@@ -125,8 +125,8 @@ CUDA_DEVICE void clear_choice(struct choice *c, int n_threads)
  *           and the weights: 290 n_heads bytes, 18,560 with 64.
  * Barriers  of a row: q may be overwritten; q and weights: all threads -> all.
  * Bound     2 n_heads INDEX_DIM FLOPs a key and row: 16,384 with 64 heads, 4.3 GFLOP over 262,144
- *           keys: 6.9 us at the 620 TFLOP/s that mma.sync reaches of an H200's peak; 68 bytes a key
- *           and block, 17.8 MB: 3.7 us. One row is bound by FLOPs already.
+ *           keys: 4.4 us at an H200's 990 TFLOP/s, of which mma.sync is said to reach two thirds;
+ * 68 bytes a key and block, 17.8 MB: 3.7 us. One row is bound by FLOPs already.
  */
 enum {
     KEY_TILES = 2,

@@ -4,6 +4,7 @@
 #include "kernels/cuda/compress.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/gate.h"
 #include "kernels/cuda/index.h"
 #include "kernels/cuda/latent.h"
 #include "kernels/cuda/streams.h"
@@ -232,6 +233,26 @@ static void ops_attention(struct kernels *k, struct dev_ptr o, struct dev_ptr q,
     cuda_attention(at->stream, a);
 }
 
+static void ops_gate(struct kernels *k, struct dev_ptr ids, struct dev_ptr weights,
+                     struct dev_ptr x, const struct weight *gate, const struct weight *bias,
+                     const struct weight *table, struct dev_ptr tokens, int T)
+{
+    struct cuda_ops *o = cuda_ops_of(k);
+    struct dev_ptr logits = {(uint64_t)(uintptr_t)o->work};
+    struct gate_args a = {DEV(int32_t, ids),
+                          DEV(float, weights),
+                          DEV(const float, logits),
+                          bias != 0 ? DEV(const float, bias->data) : 0,
+                          table != 0 ? DEV(const int64_t, table->data) : 0,
+                          DEV(const int32_t, tokens),
+                          k->dims.n_experts,
+                          k->dims.n_active,
+                          k->dims.route_scale};
+
+    k->ops->linear(k, logits, x, gate, T, true);
+    cuda_gate(o->stream, a, T);
+}
+
 CUDA_API void cuda_ops_fill(struct kernel_ops *ops)
 {
     ops->rms_norm = ops_rms_norm;
@@ -247,17 +268,19 @@ CUDA_API void cuda_ops_fill(struct kernel_ops *ops)
     ops->index_select = ops_index_select;
     ops->attention = ops_attention;
     ops->window_commit = ops_window_commit;
+    ops->gate = ops_gate;
 }
 
 CUDA_API size_t cuda_ops_work_bytes(const struct kernel_dims *d)
 {
     size_t wide = (size_t)(d->head_dim > d->index_head_dim ? d->head_dim : d->index_head_dim);
-    size_t needs[3] = {cuda_hc_partial_bytes(d->hidden, d->max_rows),
+    size_t needs[4] = {cuda_hc_partial_bytes(d->hidden, d->max_rows),
                        (size_t)d->max_rows * wide * sizeof(uint16_t),
-                       cuda_index_row_bytes(4, d->max_context)};
+                       cuda_index_row_bytes(4, d->max_context),
+                       (size_t)d->max_rows * (size_t)d->n_experts * sizeof(float)};
     size_t most = 0;
 
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         most = needs[i] > most ? needs[i] : most;
     return most;
 }
@@ -274,6 +297,8 @@ CUDA_API const char *cuda_ops_refuse(const struct kernel_dims *d)
         return "index_head_dim is not 128 or index_n_heads above 128";
     if (d->index_topk > INDEX_TOPK_MAX)
         return "index_topk is above 2048";
+    if (d->n_experts > GATE_EXPERTS_MAX || d->n_active > GATE_ACTIVE_MAX)
+        return "there are more than 1024 experts, or more than 32 of a token";
     if (d->max_context / 4 > INDEX_PART * INDEX_PARTS_MAX)
         return "a context is longer than 2,097,152 tokens";
     if (d->max_rows > 65535) /* a grid's y */

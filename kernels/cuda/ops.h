@@ -25,7 +25,7 @@ struct cuda_ops {
 CUDA_API struct cuda_ops *cuda_ops_of(struct kernels *k);
 
 /** Sets rms_norm, embed, hc_*, mtp_join, q_norm_rope, kv_latent, compress, index_*, attention,
- * window_commit. */
+ * window_commit, gate. */
 CUDA_API void cuda_ops_fill(struct kernel_ops *ops);
 
 /** Workspace that every call within the dims fits into; more (to some 100 MB) makes index_select of

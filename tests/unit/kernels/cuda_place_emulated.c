@@ -2,6 +2,7 @@
 #include "kernels/cuda/attention.cu" /* NOLINT */
 #include "kernels/cuda/compress.cu"  /* NOLINT */
 #include "kernels/cuda/dense.cu"     /* NOLINT */
+#include "kernels/cuda/gate.cu"      /* NOLINT */
 #include "kernels/cuda/index.cu"     /* NOLINT */
 #include "kernels/cuda/latent.cu"    /* NOLINT */
 #include "kernels/cuda/ops.cu"       /* NOLINT */

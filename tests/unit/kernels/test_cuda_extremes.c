@@ -268,12 +268,62 @@ static void choices_among_a_million_tokens_are_exact(void **state)
     rig_close(&r);
 }
 
+/* ---- the gate ---- */
+
+/* The experts of a release; every row's scores come twice, so that equal ones are common. */
+static void gates_choose_as_the_reference(void **state)
+{
+    enum { T = 9, E = 384, N = 8 };
+    struct kernel_dims d = rig_dims();
+    struct rig_random random = {6};
+    struct weight_src src[2] = {rig_weight(&random, WEIGHT_BF16, E, d.hidden),
+                                rig_weight(&random, WEIGHT_F32, 1, E)};
+    uint16_t x[T * 256], *gate = (uint16_t *)(uintptr_t)src[0].data;
+    float *bias = (float *)(uintptr_t)src[1].data;
+    struct weight w[2];
+    struct rig r;
+
+    (void)state;
+    d.n_experts = E;
+    d.n_active = N;
+    memcpy(gate + E / 2 * d.hidden, gate, (size_t)(E / 2 * d.hidden) * 2);
+    memcpy(bias + E / 2, bias, E / 2 * 4);
+    rig_bf16(&random, x, (size_t)(T * d.hidden), 1);
+    assert_true(rig_open(&r, CPU_ISA_REF, &d, 2));
+    cuda_place_enter(&r.k);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(r.k.ops->weight_load(&r.k, &src[i], &w[i]), 0);
+
+    struct dev_ptr xp = rig_put(&r, x, sizeof(x)), none = {0};
+    struct dev_ptr ids[2], weights[2];
+
+    for (int i = 0; i < 2; i++) {
+        ids[i] = rig_put(&r, NULL, T * N * 4);
+        weights[i] = rig_put(&r, NULL, T * N * 4);
+        r.k.ops->gate(&r.k, ids[i], weights[i], xp, &w[0], &w[1], NULL, none, T);
+        if (i == 0)
+            cuda_place_use(&r.k);
+    }
+    rig_same_bytes("ids", rig_host(&r, ids[1]), rig_host(&r, ids[0]), T * N * 4);
+    rig_same_f32("weights", rig_host(&r, weights[1]), rig_host(&r, weights[0]), T * N);
+    for (int i = 0; i < 2; i++) {
+        r.k.ops->dev_free(&r.k, ids[i]);
+        r.k.ops->dev_free(&r.k, weights[i]);
+        r.k.ops->weight_unload(&r.k, &w[i]);
+        rig_weight_free(&src[i]);
+    }
+    r.k.ops->dev_free(&r.k, xp);
+    cuda_place_leave(&r.k);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_of_the_geometry_of_releases),
         cmocka_unit_test(a_nan_key_spoils_those_who_see_it),
         cmocka_unit_test(choices_among_a_million_tokens_are_exact),
+        cmocka_unit_test(gates_choose_as_the_reference),
     };
 
     if (!cuda_place_ready())
