@@ -16,6 +16,7 @@ enum {
     LANES_N = SAMPLE_LANES,
     CHUNK_IDS = SAMPLE_CHUNK,
     PICK_THREADS = 256, /* a thread an id of a chunk */
+    TILE_CHUNKS = 128,
     MAXIMA_CHUNKS = CUDA_BLOCK / CUDA_WARP,
     PARTS_CHUNKS = CUDA_BLOCK / LANES_N
 };
@@ -214,6 +215,7 @@ struct winner {
 /* Shared memory of pick, besides chunk_max [chunks]. */
 struct pick_shared {
     double lane[LANES_N], score[PICK_THREADS];
+    float tile[TILE_CHUNKS * LANES_N];
     int32_t id[PICK_THREADS];
     float x[PICK_THREADS], scratch[PICK_THREADS / CUDA_WARP], bound;
     uint32_t count;
@@ -262,21 +264,28 @@ CUDA_DEVICE int32_t first_of(const struct reading *r)
     return lowest(r->s, logit_of(r, id) == r->scale.best ? id : INT32_MAX);
 }
 
-/* Sums [chunk][lane] over the chunks that may have what ranks at or before x, in order. */
+/* Sums [chunk][lane] over the chunks that may have what ranks at or before x, in order; the others
+ * are zeroes, which change no sum. A tile is fetched at once: one after the other would be a wait
+ * each. */
 CUDA_DEVICE double sum_parts(const struct reading *r, const float *part, float x)
 {
-    double *lane = r->s->lane;
+    double *lane = r->s->lane, sum = 0;
+    float *tile = r->s->tile;
     int l = (int)threadIdx.x;
 
-    __syncthreads(); /* the parts are there; lane has been read */
-    if (l < LANES_N) {
-        double sum = 0;
+    for (int first = 0; first < r->n_chunks; first += TILE_CHUNKS) {
+        __syncthreads(); /* the parts are there; tile and lane have been read */
+        for (int i = l; i < TILE_CHUNKS * LANES_N; i += PICK_THREADS) {
+            int c = first + i / LANES_N;
 
-        for (int c = 0; c < r->n_chunks; c++)
-            if (r->chunk_max[c] >= x)
-                sum += (double)part[c * LANES_N + l];
-        lane[l] = sum;
+            tile[i] = c < r->n_chunks && r->chunk_max[c] >= x ? part[first * LANES_N + i] : 0;
+        }
+        __syncthreads(); /* tile: all threads to the first ones */
+        for (int c = 0; l < LANES_N && c < TILE_CHUNKS; c++)
+            sum += (double)tile[c * LANES_N + l];
     }
+    if (l < LANES_N)
+        lane[l] = sum;
     for (int n = LANES_N / 2; n > 0; n /= 2) {
         __syncthreads();
         if (l < n)
@@ -295,6 +304,7 @@ CUDA_DEVICE double mass_before(const struct reading *r, struct rank rank, uint32
     __syncthreads();
     for (int i = (int)threadIdx.x; i < r->n_chunks * LANES_N; i += PICK_THREADS) {
         int c = i / LANES_N;
+        uint32_t found = 0;
         float sum = 0;
 
         if (!(r->chunk_max[c] >= rank.x))
@@ -304,10 +314,12 @@ CUDA_DEVICE double mass_before(const struct reading *r, struct rank rank, uint32
 
             if (ranks_before(x, c * CHUNK_IDS + at, rank)) {
                 sum += probability(x, r->scale);
-                dev_add(&r->s->count, 1);
+                found++;
             }
         }
         r->l.before[i] = sum;
+        if (found > 0)
+            dev_add(&r->s->count, found);
     }
     __syncthreads(); /* count: all threads to all */
     *n = r->s->count;

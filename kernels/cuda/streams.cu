@@ -126,22 +126,29 @@ CUDA_DEVICE float sigmoid(float x)
     return 1 / (1 + expf(-x));
 }
 
-/* mix [SUMS], shared: sums over the slices, in order, then divided by the root. */
-CUDA_DEVICE void finish_mix(float *mix, const struct hc_read_args *a, int64_t t)
+enum { SLICES_MAX = HC * STREAMS_HIDDEN_MAX / STREAMS_SLICE };
+
+/* mix [SUMS], shared: sums over the slices, in order, then divided by the root. parts: shared,
+ * [SLICES_MAX * SUMS]: all of them are fetched at once, for one after the other would be a wait
+ * each. */
+CUDA_DEVICE void finish_mix(float *mix, float *parts, const struct hc_read_args *a, int64_t t)
 {
     int i = (int)threadIdx.x, n = n_slices(a);
     float sum = 0, root;
 
+    for (int k = i; k < n * SUMS; k += CUDA_BLOCK)
+        parts[k] = a->partial[t * n * SUMS + k];
+    __syncthreads(); /* parts: all threads to the first ones */
     if (i < SUMS) {
         for (int k = 0; k < n; k++)
-            sum += a->partial[(t * n + k) * SUMS + i];
+            sum += parts[k * SUMS + i];
         mix[i] = sum;
     }
-    __syncthreads();
+    __syncthreads(); /* mix[MIX], the squares: its thread to all */
     root = sqrtf(mix[MIX] / (float)(HC * a->hidden) + a->norm_eps);
     if (i < MIX)
         mix[i] = sum / root; /* this thread's own; mix[MIX] stays */
-    __syncthreads();
+    __syncthreads();         /* mix: the first threads to all */
 }
 
 /* comb of one token: lane 4 a + b of the first warp has c[a][b]; the other lanes repeat it. Rows
@@ -207,16 +214,17 @@ CUDA_DEVICE void read_streams(const struct hc_read_args *a, int64_t t, const flo
 /*
  * What follows from the mix: grid [T][2]: one block of a token makes x, the other post and comb, so
  * that Sinkhorn's 40 dependent steps run beside the reading of the streams. Shared: the row,
- * 2 STREAMS_HIDDEN_MAX bytes, and the mix. Bytes a token: 2 (hc + 1) hidden and the partial sums.
+ * 2 STREAMS_HIDDEN_MAX bytes, the mix and its parts, 6,400. Bytes a token: 2 (hc + 1) hidden and
+ * the partial sums.
  */
 CUDA_KERNEL(hc_finish_kernel, struct hc_read_args)
 {
     __shared__ uint64_t row[STREAMS_HIDDEN_MAX / QUAD];
-    __shared__ float mix[SUMS], pre[HC], scratch[WARPS];
+    __shared__ float mix[SUMS], pre[HC], scratch[WARPS], parts[SLICES_MAX * SUMS];
     int64_t t = blockIdx.x;
     int h = (int)threadIdx.x;
 
-    finish_mix(mix, &a, t);
+    finish_mix(mix, parts, &a, t);
     if (blockIdx.y == 0) {
         if (h < HC)
             pre[h] = sigmoid(fmaf(mix[h], a.scale[0], a.base[h])) + a.hc_eps;
