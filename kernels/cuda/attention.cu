@@ -491,6 +491,8 @@ CUDA_BOUNDED_KERNEL(attention_kernel, struct attention_args, WARPS_MAX *CUDA_WAR
         store_output(&a, &t, head, so_far, out);
 }
 
+enum { AT_ONCE = 4 }; /* splits whose loads are under way together */
+
 /* Grid [head][T]; a thread has pairs of dims. Bytes a head: 4 head_dim for each split. */
 CUDA_KERNEL(attention_merge_kernel, struct attention_args)
 {
@@ -502,14 +504,28 @@ CUDA_KERNEL(attention_merge_kernel, struct attention_args)
         struct softmax so_far = {-INFINITY, 0};
         float even = 0, odd = 0;
 
-        for (int split = 0; split < n_splits; split++) {
-            const float *at = partial_of(&a, t.row, head, split);
-            struct softmax its_own = {at[a.head_dim], at[a.head_dim + 1]};
-            float mine, its;
+        for (int first = 0; first < n_splits; first += AT_ONCE) {
+            struct softmax split[AT_ONCE];
+            float x[AT_ONCE], y[AT_ONCE];
 
-            merge(&so_far, its_own, &mine, &its);
-            even = fmaf(even, mine, at[c] * its);
-            odd = fmaf(odd, mine, at[c + 1] * its);
+            CUDA_EACH (i, AT_ONCE) {
+                const float *at = partial_of(&a, t.row, head, first + i);
+
+                if (first + i < n_splits) {
+                    split[i].top = at[a.head_dim];
+                    split[i].sum = at[a.head_dim + 1];
+                    x[i] = at[c];
+                    y[i] = at[c + 1];
+                }
+            }
+            CUDA_EACH (i, AT_ONCE)
+                if (first + i < n_splits) {
+                    float mine, its;
+
+                    merge(&so_far, split[i], &mine, &its);
+                    even = fmaf(even, mine, x[i] * its);
+                    odd = fmaf(odd, mine, y[i] * its);
+                }
         }
         store_pair(&a, t.row, head, c, even, odd, total_of(so_far, a.sink[head]),
                    turn_of(&a, c, t.pos));
