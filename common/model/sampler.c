@@ -1,6 +1,6 @@
 #include "common/model/sampler.h"
 #include "common/model/sampler_history.h"
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 #include "common/model/sampler_rows.h"
 
 #include <assert.h>

@@ -1,7 +1,7 @@
 #include "common/model/sampler_rows.h"
 
 #include "common/model/sampler_lanes.h"
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 
 #include <math.h>
 

@@ -5,7 +5,7 @@
 #include "common/base/flags.h"
 #include "common/model/sampler.h"
 #include "common/model/sampler_history.h"
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 
 #include <math.h>
 #include <stdio.h>

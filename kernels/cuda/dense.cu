@@ -1,9 +1,10 @@
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/device.h"
 
 /* One block a row; each thread sums every CUDA_BLOCK-th square. Bound by bytes: 4 n a row. */
 CUDA_KERNEL(rms_norm_kernel, struct rms_norm_args)
 {
-    __shared__ float scratch[CUDA_BLOCK];
+    __shared__ float scratch[CUDA_BLOCK / CUDA_WARP];
     const uint16_t *x = a.x + (int64_t)blockIdx.x * a.n;
     uint16_t *y = a.y + (int64_t)blockIdx.x * a.n;
     float sum = 0, root;
@@ -24,7 +25,7 @@ CUDA_API void cuda_rms_norm(cuda_stream s, struct rms_norm_args args, int T)
 /* One block for 128 values, a thread each: grid [n / 128][T]. */
 CUDA_KERNEL(act_quant_kernel, struct act_quant_args)
 {
-    __shared__ float scratch[CUDA_BLOCK];
+    __shared__ float scratch[CUDA_BLOCK / CUDA_WARP];
     int64_t at = (int64_t)blockIdx.y * a.n + (int64_t)blockIdx.x * CUDA_BLOCK + (int)threadIdx.x;
     float x = dev_from_bf16(a.x[at]), amax = block_max(fabsf(x), scratch), scale;
     uint32_t b = dev_bits((amax <= 1e-4f ? 1e-4f : amax) * (float)(1.0 / 448.0));
@@ -58,7 +59,7 @@ CUDA_DEVICE float weight_at(const struct linear_args *a, int64_t r, int c)
 /* One block an output: grid [rows][T]. The version that reads like the formula. */
 CUDA_KERNEL(linear_kernel, struct linear_args)
 {
-    __shared__ float scratch[CUDA_BLOCK];
+    __shared__ float scratch[CUDA_BLOCK / CUDA_WARP];
     int64_t r = blockIdx.x, t = blockIdx.y, group = r / (a.rows / a.groups);
     const uint16_t *x = a.x + (t * a.groups + group) * a.cols;
     float sum = 0;

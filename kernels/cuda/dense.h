@@ -9,7 +9,7 @@
 #ifndef BATON_KERNELS_CUDA_DENSE_H
 #define BATON_KERNELS_CUDA_DENSE_H
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
 
 struct rms_norm_args {
     uint16_t *y;

@@ -3,81 +3,308 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
-enum { STACK_BYTES = 64 * 1024 };
+enum { STACK_BYTES = 64 * 1024, WORDS = 8 };
 
-struct emulate_dim emulate_block_idx, emulate_thread_idx;
+struct emulate_dim emulate_block_idx, emulate_thread_idx, emulate_block_dim, emulate_grid_dim;
+unsigned char emulate_shared[EMULATE_SHARED_MAX] __attribute__((aligned(128)));
+
+enum fiber_state { READY, AT_WARP, AT_BLOCK, DONE };
+
+/* ---- fibers ---- */
+
+/* ucontext costs two system calls a change, which would be most of a test's time. */
+#if defined(__x86_64__)
+#define OWN_SWITCH 1
+#else
+#define OWN_SWITCH 0
+#endif
+
+/* ASan is told which stack runs. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZE_ADDRESS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZE_ADDRESS 1
+#endif
+#endif
+#ifdef SANITIZE_ADDRESS
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if OWN_SWITCH
+typedef void *fiber_context; /* its stack pointer; what a call must keep lies on the stack */
+
+void emulate_switch(fiber_context *from, fiber_context to);
+__asm__(".text\n"
+        ".type emulate_switch, @function\n"
+        "emulate_switch:\n"
+        "  push %rbp\n  push %rbx\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n"
+        "  mov %rsp, (%rdi)\n"
+        "  mov %rsi, %rsp\n"
+        "  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbx\n  pop %rbp\n"
+        "  ret\n"
+        ".size emulate_switch, . - emulate_switch\n");
+#else
+typedef ucontext_t fiber_context;
+#endif
 
 /* The one block that runs. */
 static struct {
-    ucontext_t scheduler, fiber[EMULATE_THREADS_MAX];
-    bool done[EMULATE_THREADS_MAX];
+    fiber_context scheduler, fiber[EMULATE_THREADS_MAX];
+#ifdef SANITIZE_ADDRESS
+    const void *scheduler_stack; /* as the sanitizer told of it */
+    size_t scheduler_stack_bytes;
+    void *fake[EMULATE_THREADS_MAX + 1];
+#endif
+    enum fiber_state state[EMULATE_THREADS_MAX];
+    /* What lanes bring to an exchange; a lane is never two exchanges ahead of another. */
+    uint32_t words[2][EMULATE_THREADS_MAX][WORDS];
+    unsigned char turn[EMULATE_THREADS_MAX];
+    unsigned n_threads;
     char *stacks;
     void (*kernel)(const void *args);
     const void *args;
 } block;
 
+static void change(fiber_context *from, fiber_context *to)
+{
+#if OWN_SWITCH
+    emulate_switch(from, *to);
+#else
+    swapcontext(from, to);
+#endif
+}
+
+/* The scheduler lets fiber i run until it waits. */
+static void run_fiber(unsigned i)
+{
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_start_switch_fiber(&block.fake[EMULATE_THREADS_MAX],
+                                   block.stacks + (size_t)i * STACK_BYTES, STACK_BYTES);
+#endif
+    change(&block.scheduler, &block.fiber[i]);
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_finish_switch_fiber(block.fake[EMULATE_THREADS_MAX], NULL, NULL);
+#endif
+}
+
+/* Fiber i runs, for the first time or again. */
+static void arrive(unsigned i)
+{
+    (void)i;
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_finish_switch_fiber(block.fake[i], &block.scheduler_stack,
+                                    &block.scheduler_stack_bytes);
+#endif
+}
+
+static void leave(enum fiber_state state)
+{
+    unsigned i = emulate_thread_idx.x;
+
+    block.state[i] = state;
+#ifdef SANITIZE_ADDRESS
+    __sanitizer_start_switch_fiber(state == DONE ? NULL : &block.fake[i], block.scheduler_stack,
+                                   block.scheduler_stack_bytes);
+#endif
+    change(&block.fiber[i], &block.scheduler);
+    arrive(i);
+}
+
 static void fiber_main(void)
 {
+    arrive(emulate_thread_idx.x);
     block.kernel(block.args);
-    block.done[emulate_thread_idx.x] = true; /* uc_link leads back to the scheduler */
+    leave(DONE);
+    abort(); /* nobody runs it again */
 }
+
+static void fiber_make(unsigned i)
+{
+    char *stack = block.stacks + (size_t)i * STACK_BYTES;
+
+    block.state[i] = READY;
+    block.turn[i] = 0;
+#ifdef SANITIZE_ADDRESS
+    block.fake[i] = NULL;
+#endif
+#if OWN_SWITCH
+    void **top = (void **)(void *)(stack + STACK_BYTES); /* aligned to 16 */
+
+    top[-2] = (void *)fiber_main; /* returns there with the stack as after a call */
+    block.fiber[i] = top - 2 - 6; /* the six registers that emulate_switch() pops */
+    top[-1] = NULL;
+#else
+    getcontext(&block.fiber[i]);
+    block.fiber[i].uc_stack.ss_sp = stack;
+    block.fiber[i].uc_stack.ss_size = STACK_BYTES;
+    block.fiber[i].uc_link = NULL;
+    makecontext(&block.fiber[i], fiber_main, 0);
+#endif
+}
+
+/* ---- barriers ---- */
 
 void emulate_barrier(void)
 {
-    swapcontext(&block.fiber[emulate_thread_idx.x], &block.scheduler);
+    leave(AT_BLOCK);
 }
 
-/* Runs every thread to its next barrier or its end; returns how many ended. */
-static unsigned run_to_barrier(unsigned n_threads)
+void emulate_warp_barrier(void)
+{
+    leave(AT_WARP);
+}
+
+/* Lets go the threads [begin, end) if all of them wait there. */
+static bool release(unsigned begin, unsigned end, enum fiber_state at)
+{
+    for (unsigned i = begin; i < end; i++)
+        if (block.state[i] != at)
+            return false;
+    for (unsigned i = begin; i < end; i++)
+        block.state[i] = READY;
+    return true;
+}
+
+static bool release_some(void)
+{
+    bool any = false;
+
+    for (unsigned w = 0; w < block.n_threads; w += EMULATE_WARP) {
+        unsigned end = w + EMULATE_WARP;
+
+        any |= release(w, end < block.n_threads ? end : block.n_threads, AT_WARP);
+    }
+    return any || release(0, block.n_threads, AT_BLOCK);
+}
+
+static void run_block(void)
 {
     unsigned n_done = 0;
 
-    for (unsigned i = n_threads; i-- > 0;) {
-        emulate_thread_idx.x = i;
-        swapcontext(&block.scheduler, &block.fiber[i]);
-        n_done += block.done[i];
-    }
-    return n_done;
-}
-
-static void run_block(unsigned n_threads)
-{
-    unsigned n_done;
-
-    for (unsigned i = 0; i < n_threads; i++) {
-        getcontext(&block.fiber[i]);
-        block.fiber[i].uc_stack.ss_sp = block.stacks + (size_t)i * STACK_BYTES;
-        block.fiber[i].uc_stack.ss_size = STACK_BYTES;
-        block.fiber[i].uc_link = &block.scheduler;
-        block.done[i] = false;
-        makecontext(&block.fiber[i], fiber_main, 0);
-    }
+    for (unsigned i = 0; i < block.n_threads; i++)
+        fiber_make(i);
     do
-        n_done = run_to_barrier(n_threads);
-    while (n_done == 0);
-    if (n_done != n_threads) {
-        fprintf(stderr, "emulate: block %u, %u: %u of %u threads ended while others wait\n",
-                emulate_block_idx.x, emulate_block_idx.y, n_done, n_threads);
+        for (unsigned i = block.n_threads; i-- > 0;)
+            if (block.state[i] == READY) {
+                emulate_thread_idx.x = i;
+                run_fiber(i);
+                n_done += block.state[i] == DONE;
+            }
+    while (release_some());
+    if (n_done != block.n_threads) {
+        fprintf(stderr, "emulate: block %u, %u, %u: %u of %u threads ended while others wait\n",
+                emulate_block_idx.x, emulate_block_idx.y, emulate_block_idx.z, n_done,
+                block.n_threads);
         abort();
     }
 }
 
-void emulate_launch(void (*kernel)(const void *args), const void *args, unsigned grid_x,
-                    unsigned grid_y, unsigned n_threads)
+/* ---- exchanges of a warp ---- */
+
+/* Brings n words; returns what all lanes of the warp brought: valid to the lane's next exchange. */
+static uint32_t (*exchange(const uint32_t *words, int n))[WORDS]
+{
+    unsigned i = emulate_thread_idx.x, turn = block.turn[i] ^= 1;
+
+    memcpy(block.words[turn][i], words, (size_t)n * sizeof(*words));
+    emulate_warp_barrier();
+    return &block.words[turn][i / EMULATE_WARP * EMULATE_WARP];
+}
+
+uint32_t emulate_exchange(uint32_t value, unsigned from)
+{
+    return exchange(&value, 1)[from % EMULATE_WARP][0];
+}
+
+uint32_t emulate_ballot(int value)
+{
+    uint32_t bit = value != 0, bits = 0;
+    uint32_t(*all)[WORDS] = exchange(&bit, 1);
+    unsigned n = block.n_threads - emulate_thread_idx.x / EMULATE_WARP * EMULATE_WARP;
+
+    for (unsigned l = 0; l < EMULATE_WARP && l < n; l++)
+        bits |= all[l][0] << l;
+    return bits;
+}
+
+/* Both halves of a pair of bf16. */
+static void halves(float out[2], uint32_t pair)
+{
+    uint32_t low = pair << 16, high = pair & 0xFFFF0000u;
+
+    memcpy(&out[0], &low, sizeof(low));
+    memcpy(&out[1], &high, sizeof(high));
+}
+
+void emulate_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    uint32_t(*all)[WORDS] = exchange(mine, 6);
+    unsigned lane = emulate_thread_idx.x % EMULATE_WARP, group = lane / 4, col = lane % 4 * 2;
+
+    for (unsigned high = 0; high < 2; high++)
+        for (unsigned i = 0; i < 4; i++) { /* k in pairs; the order is the emulator's own */
+            float x[2], y[2], z[2];
+
+            for (unsigned row = 0; row < 2; row++) {
+                halves(x, all[group * 4 + i][high * 2 + row]);
+                halves(y, all[col * 4 + i][4 + high]);
+                halves(z, all[(col + 1) * 4 + i][4 + high]);
+                d[row * 2] += x[0] * y[0] + x[1] * y[1];
+                d[row * 2 + 1] += x[0] * z[0] + x[1] * z[1];
+            }
+        }
+}
+
+void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row)
+{
+    uint64_t at = (uint64_t)(uintptr_t)row;
+    uint32_t mine[2] = {(uint32_t)at, (uint32_t)(at >> 32)};
+    uint32_t(*all)[WORDS] = exchange(mine, 2);
+    unsigned lane = emulate_thread_idx.x % EMULATE_WARP;
+
+    for (unsigned m = 0; m < (unsigned)n; m++) {
+        uint16_t pair[2];
+
+        for (unsigned i = 0; i < 2; i++) {
+            unsigned r = transposed ? lane % 4 * 2 + i : lane / 4;
+            unsigned c = transposed ? lane / 4 : lane % 4 * 2 + i;
+            const uint32_t *p = all[m * 8 + r];
+
+            memcpy(&pair[i],
+                   (const char *)(uintptr_t)((uint64_t)p[1] << 32 | p[0]) + c * sizeof(pair[i]),
+                   sizeof(pair[i]));
+        }
+        out[m] = (uint32_t)pair[1] << 16 | pair[0];
+    }
+}
+
+/* ---- launch ---- */
+
+void emulate_launch(void (*kernel)(const void *args), const void *args, struct emulate_dim grid,
+                    unsigned n_threads, size_t shared_bytes)
 {
     if (block.stacks == NULL)
-        block.stacks = malloc((size_t)EMULATE_THREADS_MAX * STACK_BYTES);
-    if (block.stacks == NULL || n_threads == 0 || n_threads > EMULATE_THREADS_MAX) {
-        fprintf(stderr, "emulate: no stacks for a block of %u threads\n", n_threads);
+        block.stacks = aligned_alloc(64, (size_t)EMULATE_THREADS_MAX * STACK_BYTES);
+    if (block.stacks == NULL || n_threads == 0 || n_threads > EMULATE_THREADS_MAX ||
+        shared_bytes > EMULATE_SHARED_MAX) {
+        fprintf(stderr, "emulate: no place for a block of %u threads with %zu bytes\n", n_threads,
+                shared_bytes);
         abort();
     }
     block.kernel = kernel;
     block.args = args;
-    for (unsigned y = 0; y < grid_y; y++)
-        for (unsigned x = 0; x < grid_x; x++) {
-            emulate_block_idx = (struct emulate_dim){x, y};
-            run_block(n_threads);
-        }
+    block.n_threads = n_threads;
+    emulate_block_dim = (struct emulate_dim){n_threads, 1, 1};
+    emulate_grid_dim = grid;
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) {
+                emulate_block_idx = (struct emulate_dim){x, y, z};
+                run_block();
+            }
 }

@@ -1,7 +1,8 @@
-/* kernels/cuda/dense.cu, emulated on the host, against kernels/ref; and the same rows in other
+/* kernels/cuda/dense.cu against kernels/ref; and the same rows in other
  * batches: the same bits. */
 #include "kernels/cuda/dense.h"
 #include "tests/lib/kernel_rig.h"
+#include "tests/unit/kernels/cuda_place.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@ static void open_with_rows(struct rig *r, struct rig_random *random, struct dev_
     uint16_t *values = malloc((size_t)ROWS * COLS_MAX * 2);
 
     assert_true(rig_open(r, CPU_ISA_REF, &d, 1));
+    cuda_place_enter(&r->k);
     rig_bf16(random, values, (size_t)ROWS * COLS_MAX, 2);
     *x = rig_put(r, values, (size_t)ROWS * COLS_MAX * 2);
     memset(values, 0, (size_t)ROWS * COLS_MAX * 2);
@@ -30,6 +32,7 @@ static void close_rows(struct rig *r, struct dev_ptr x, struct dev_ptr want)
 {
     r->k.ops->dev_free(&r->k, x);
     r->k.ops->dev_free(&r->k, want);
+    cuda_place_leave(&r->k);
     rig_close(r);
 }
 
@@ -39,24 +42,25 @@ static void rms_norm_agrees_with_the_reference(void **state)
     struct rig_random random = {1};
     struct rig r;
     struct dev_ptr x, want;
-    uint16_t *got = malloc((size_t)ROWS * COLS_MAX * 2);
+    uint16_t *got = cuda_place_alloc((size_t)ROWS * COLS_MAX * 2);
 
     (void)state;
     open_with_rows(&r, &random, &x, &want);
     for (size_t i = 0; i < sizeof(widths) / sizeof(widths[0]); i++) {
         struct weight_src src = rig_weight(&random, WEIGHT_BF16, 1, widths[i]);
         struct weight w;
-        struct rms_norm_args args = {got, rig_host(&r, x), src.data, widths[i],
+        struct rms_norm_args args = {got, rig_host(&r, x), NULL, widths[i],
                                      (float)r.k.dims.norm_eps};
 
         assert_int_equal(r.k.ops->weight_load(&r.k, &src, &w), 0);
+        args.w = rig_host(&r, w.data);
         r.k.ops->rms_norm(&r.k, want, x, &w, ROWS, widths[i]);
         cuda_rms_norm(0, args, ROWS);
         rig_same_bf16("rms_norm", got, rig_host(&r, want), (size_t)(ROWS * widths[i]));
         r.k.ops->weight_unload(&r.k, &w);
         rig_weight_free(&src);
     }
-    free(got);
+    cuda_place_free(got);
     close_rows(&r, x, want);
 }
 
@@ -65,7 +69,7 @@ static void act_quant_gives_the_bits_of_the_reference(void **state)
     struct rig_random random = {2};
     struct rig r;
     struct dev_ptr x, want;
-    uint16_t *got = malloc((size_t)ROWS * COLS_MAX * 2), *in;
+    uint16_t *got = cuda_place_alloc((size_t)ROWS * COLS_MAX * 2), *in;
 
     (void)state;
     open_with_rows(&r, &random, &x, &want);
@@ -83,7 +87,7 @@ static void act_quant_gives_the_bits_of_the_reference(void **state)
             got[i] = ref[i];
     }
     rig_same_bytes("act_quant", got, rig_host(&r, want), (size_t)ROWS * COLS_MAX * 2);
-    free(got);
+    cuda_place_free(got);
     close_rows(&r, x, want);
 }
 
@@ -96,7 +100,7 @@ static void check_linear(struct rig *r, struct rig_random *random, struct dev_pt
     struct weight_src src = rig_weight(random, type, rows, cols);
     struct weight w;
     size_t row_bytes = (size_t)rows * (y_f32 ? 4 : 2);
-    uint8_t *got = malloc(ROWS * row_bytes), *alone = malloc(row_bytes);
+    uint8_t *got = cuda_place_alloc(ROWS * row_bytes), *alone = cuda_place_alloc(row_bytes);
     struct linear_args args = {.y = got,
                                .x = rig_host(r, x),
                                .type = types[type],
@@ -125,8 +129,8 @@ static void check_linear(struct rig *r, struct rig_random *random, struct dev_pt
     }
     r->k.ops->weight_unload(&r->k, &w);
     rig_weight_free(&src);
-    free(got);
-    free(alone);
+    cuda_place_free(got);
+    cuda_place_free(alone);
 }
 
 static void products_agree_and_do_not_depend_on_the_batch(void **state)
@@ -153,5 +157,7 @@ int main(void)
         cmocka_unit_test(products_agree_and_do_not_depend_on_the_batch),
     };
 
+    if (!cuda_place_ready())
+        return CUDA_PLACE_SKIPPED;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

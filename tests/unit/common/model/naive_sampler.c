@@ -1,6 +1,6 @@
 #include "naive_sampler.h"
 
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 
 #include <math.h>
 #include <stdbool.h>

@@ -11,7 +11,7 @@
 
 #include "common/model/sampler.h"
 #include "common/model/sampler_history.h"
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 #include "naive_sampler.h"
 
 enum { VOCAB_MAX = 129280, N_LEVELS = CPU_ISA_AVX512 + 1, TOKENS_MAX = 600 };

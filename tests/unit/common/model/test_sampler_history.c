@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "common/model/sampler_history.h"
-#include "common/model/sampler_noise.h"
+#include "kernels/sampler_noise.h"
 
 enum { VOCAB = 50, OUTPUT_MAX = 300, PROMPT_MAX = 40 };
 

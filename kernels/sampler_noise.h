@@ -8,12 +8,21 @@
  * others lie a standard exponential above it (it has no memory). So one word per group bounds what
  * any member can reach, and all members are still independent standard variates, each a pure
  * function of (seed, position, id).
+ *
+ * Built for the CPU and for GPUs, without fused multiply-adds (-ffp-contract=off, --fmad=false):
+ * the same bits on both.
  */
-#ifndef BATON_COMMON_MODEL_SAMPLER_NOISE_H
-#define BATON_COMMON_MODEL_SAMPLER_NOISE_H
+#ifndef BATON_KERNELS_SAMPLER_NOISE_H
+#define BATON_KERNELS_SAMPLER_NOISE_H
 
 #include <stdint.h>
 #include <string.h>
+
+#ifdef __CUDACC__
+#define NOISE static __host__ __device__ inline
+#else
+#define NOISE static inline
+#endif
 
 enum { NOISE_GROUP = 16 };
 
@@ -26,14 +35,14 @@ struct noise {
 };
 
 /* SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit. */
-static inline uint64_t noise_mix(uint64_t z)
+NOISE uint64_t noise_mix(uint64_t z)
 {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-static inline struct noise noise_of(uint64_t seed, uint64_t position)
+NOISE struct noise noise_of(uint64_t seed, uint64_t position)
 {
     uint64_t stream = noise_mix(noise_mix(seed + NOISE_GOLDEN) ^ (position * 0xD1B54A32D192ED03u));
     uint64_t keys = noise_mix(stream ^ 0xA0761D6478BD642Fu);
@@ -46,14 +55,14 @@ static inline struct noise noise_of(uint64_t seed, uint64_t position)
 #define NOISE_WORD_M1 0x7FEB352Du
 #define NOISE_WORD_M2 0x846CA68Bu
 
-static inline uint32_t noise_mix32(uint32_t w)
+NOISE uint32_t noise_mix32(uint32_t w)
 {
     w = (w ^ (w >> 16)) * NOISE_WORD_M1;
     w = (w ^ (w >> 15)) * NOISE_WORD_M2;
     return w ^ (w >> 16);
 }
 
-static inline uint32_t noise_group_word(const uint32_t keys[2], uint32_t group)
+NOISE uint32_t noise_group_word(const uint32_t keys[2], uint32_t group)
 {
     return noise_mix32(noise_mix32(group + keys[0]) ^ keys[1]);
 }
@@ -62,7 +71,7 @@ static inline uint32_t noise_group_word(const uint32_t keys[2], uint32_t group)
  * Natural logarithm of a positive normal double, to about 1e-16 relative. x = m 2^k with m in
  * [1/sqrt 2, sqrt 2), log m = 2 artanh(s), s = (m - 1) / (m + 1), |s| < 0.172, by its series.
  */
-static inline double noise_log(double x)
+NOISE double noise_log(double x)
 {
     uint64_t bits, k;
     double m, s, q, sum = 0;
@@ -80,7 +89,7 @@ static inline double noise_log(double x)
 
 /* Exponential with rate 1 from 52 bits: they stand for (bits + 1/2) / 2^52, in (0, 1), and 1 minus
  * that is exact. At least that number. */
-static inline double noise_exponential(uint64_t bits)
+NOISE double noise_exponential(uint64_t bits)
 {
     return -noise_log(1 - ((double)bits + 0.5) * 0x1p-52);
 }
@@ -92,7 +101,7 @@ struct noise_group {
 };
 
 /* least >= word / 2^32 / 16: what row_search relies on. */
-static inline struct noise_group noise_group_of(const struct noise *n, uint32_t group)
+NOISE struct noise_group noise_group_of(const struct noise *n, uint32_t group)
 {
     uint64_t word = noise_group_word(n->keys, group);
     uint64_t rest = noise_mix((n->stream ^ 0xE7037ED1A0B428DBu) + group * NOISE_GOLDEN);
@@ -102,7 +111,7 @@ static inline struct noise_group noise_group_of(const struct noise *n, uint32_t 
 }
 
 /* The variate of a member that is not the least. */
-static inline double noise_member(const struct noise *n, const struct noise_group *g, int32_t id)
+NOISE double noise_member(const struct noise *n, const struct noise_group *g, int32_t id)
 {
     uint64_t word = noise_mix(n->stream + (uint64_t)(uint32_t)id * NOISE_GOLDEN);
 

@@ -1,0 +1,15 @@
+/* stream: what the headers of launch functions need, in C and in CUDA, on a GPU and emulated. */
+#ifndef BATON_KERNELS_CUDA_STREAM_H
+#define BATON_KERNELS_CUDA_STREAM_H
+
+#include <stdint.h>
+
+typedef struct CUstream_st *cuda_stream; /* cudaStream_t; the emulator does not look at it */
+
+#ifdef __cplusplus
+#define CUDA_API extern "C"
+#else
+#define CUDA_API
+#endif
+
+#endif

@@ -1,0 +1,20 @@
+/* rows_levels: which backends test_rows.c holds to kernels/ref. */
+#ifndef BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
+#define BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
+
+#include "tests/lib/kernel_rig.h"
+
+extern const int rows_n_levels;
+
+enum { ROWS_LONGEST = 1100 };
+/* Tokens of the longest sequence: an emulated GPU is slow. */
+extern const int rows_longest;
+
+/** First of all. @return false: none of them can be opened here; why is printed */
+bool rows_ready(void);
+
+/** Opens one; rows_close() ends it. @return false: not here; the test has printed why */
+bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads);
+void rows_close(struct rig *r);
+
+#endif
