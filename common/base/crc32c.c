@@ -90,7 +90,7 @@ TARGET_128 uint32_t finish_128(__m128i a, __m128i b, __m128i c, __m128i d)
 TARGET_128 uint32_t blocks_128(uint32_t crc, uint8_t *dst, const uint8_t *p, size_t n, bool stream)
 {
     const __m128i k = _mm_set_epi64x(K480, K544);
-    __m128i x[4];
+    __m128i x[4] = {_mm_setzero_si128()}; /* folding zeros gives the message itself */
 
     for (size_t at = 0; at + 64 <= n; at += 64)
         for (int i = 0; i < 4; i++) {
@@ -98,10 +98,9 @@ TARGET_128 uint32_t blocks_128(uint32_t crc, uint8_t *dst, const uint8_t *p, siz
 
             if (stream)
                 _mm_stream_si128((void *)(dst + at + 16 * i), m);
-            if (at == 0)
-                x[i] = i == 0 ? _mm_xor_si128(m, _mm_cvtsi32_si128((int)crc)) : m;
-            else
-                x[i] = fold_128(x[i], m, k);
+            if (at == 0 && i == 0)
+                m = _mm_xor_si128(m, _mm_cvtsi32_si128((int)crc));
+            x[i] = fold_128(x[i], m, k);
         }
     return finish_128(x[0], x[1], x[2], x[3]);
 }
@@ -117,7 +116,7 @@ TARGET_512 uint32_t blocks_512(uint32_t crc, uint8_t *dst, const uint8_t *p, siz
 {
     const __m512i k = _mm512_set_epi64(K2016, K2080, K2016, K2080, K2016, K2080, K2016, K2080);
     const __m512i k1 = _mm512_set_epi64(K480, K544, K480, K544, K480, K544, K480, K544);
-    __m512i x[4], y;
+    __m512i x[4] = {_mm512_setzero_si512()}, y;
 
     for (size_t at = 0; at + 256 <= n; at += 256)
         for (int i = 0; i < 4; i++) {
@@ -125,13 +124,9 @@ TARGET_512 uint32_t blocks_512(uint32_t crc, uint8_t *dst, const uint8_t *p, siz
 
             if (stream)
                 _mm512_stream_si512((void *)(dst + at + 64 * i), m);
-            if (at == 0)
-                x[i] =
-                    i == 0
-                        ? _mm512_xor_si512(m, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)))
-                        : m;
-            else
-                x[i] = fold_512(x[i], m, k);
+            if (at == 0 && i == 0)
+                m = _mm512_xor_si512(m, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+            x[i] = fold_512(x[i], m, k);
         }
     y = fold_512(fold_512(fold_512(x[0], x[1], k1), x[2], k1), x[3], k1);
     return finish_128(_mm512_castsi512_si128(y), _mm512_extracti32x4_epi32(y, 1),

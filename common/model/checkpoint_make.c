@@ -138,7 +138,7 @@ static enum status_code cut_release(struct preset *p, const struct checkpoint_op
 
 uint64_t random_stream_key(int64_t seed, const char *name)
 {
-    char text[256];
+    char text[24 + 256]; /* a seed, a name */
     unsigned char digest[SHA256_DIGEST_LENGTH];
     uint64_t key = 0;
 

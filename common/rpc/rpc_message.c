@@ -23,8 +23,8 @@ enum status_code rpc_message_pack(const ProtobufCMessage *m, void **out, size_t 
 enum status_code rpc_session_send_message(struct rpc_session *s, const ProtobufCMessage *m,
                                           struct status *st)
 {
-    void *bytes;
-    size_t len;
+    void *bytes = NULL;
+    size_t len = 0;
 
     if (rpc_message_pack(m, &bytes, &len, st) != ST_OK)
         return st->code;
