@@ -33,7 +33,7 @@ def through_workers(decode, prefill, ids):
     return out
 
 
-def check_all(model, decode, prefill, tmp_path, transport, isa):
+def check_all(model, decode, prefill, tmp_path, transport, isa="auto"):
     for n in LENGTHS:
         ids = ids_of_length(n)
         got = through_workers(decode, prefill, ids)
