@@ -27,7 +27,7 @@
 #include "common/worker/memory_plan.h"
 #include "common/worker/publisher.h"
 
-enum { WORKER_PROTOCOL = 1, WORKER_ADMIN_PORT_OFFSET = 1000 };
+enum { WORKER_ADMIN_PORT_OFFSET = 1000 };
 
 /* Values of the flags that both binaries have; names follow SGLang's where the meaning is the same.
  */

@@ -17,7 +17,7 @@
 #include "common/base/json.h"
 #include "common/rpc/rpc_message.h"
 
-enum { CONNECT_TIMEOUT_MS = 5000, PROTOCOL = 1 };
+enum { CONNECT_TIMEOUT_MS = 5000 };
 
 /* One request's answer, filled on the rpc thread. */
 struct answer {
@@ -260,7 +260,7 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
                                     const struct flag_list *prefills, struct status *st)
 {
     Baton__V1__DecodeRequest m = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
+    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT, *submits[] = {&submit};
     Baton__V1__Sampling sampling = BATON__V1__SAMPLING__INIT;
     int64_t salt = 0, n_emitted = 0;
 
@@ -277,7 +277,8 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     submit.rid = "baton-generate";
     submit.has_cache_salt = json_int(json_get(line, "cache_salt"), &salt);
     submit.cache_salt = submit.has_cache_salt ? (uint64_t)salt : 0;
-    m.submit = &submit;
+    m.n_submit = 1;
+    m.submit = submits;
     rpc_session_send_message(s, &m.base, st);
 done:
     free_lists(&sampling);
@@ -332,7 +333,7 @@ static enum status_code greet(struct rpc_session *s, struct status *st)
 
     hello.role = "baton-generate";
     hello.incarnation = 1;
-    hello.protocol = PROTOCOL;
+    hello.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     m.hello = &hello;
     return rpc_session_send_message(s, &m.base, st);
 }
