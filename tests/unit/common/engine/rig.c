@@ -69,6 +69,11 @@ static int32_t bend_guess(void *arg, const struct sequence *s, uint32_t place, i
     return (int32_t)rig_below(r, (uint32_t)r->engine->vocab);
 }
 
+static uint64_t now_s(void *arg)
+{
+    return ((const struct rig *)arg)->now_s;
+}
+
 /* ---- what the engine reports ---- */
 
 static void on_admitted(void *arg, struct sequence *s)
@@ -162,6 +167,7 @@ struct engine_options rig_engine_options(void)
         .snapshot_prompts = true,
         .snapshot_turns = true,
         .local_tokens = UINT32_MAX,
+        .pin_percent = 50,
         .draft_max_batch = SEQS_MAX,
         .grow = true,
     };
@@ -175,7 +181,7 @@ static void open_engine(struct rig *r, const struct engine_options *o)
     r->opt = *o;
     if (engine_new(o, r->model, &r->kv, r->pages, r->slots, &events, &r->engine, &st) != ST_OK)
         fail_msg("%s", st.msg);
-    r->engine->probe = (struct engine_probe){check_row, bend_guess, r};
+    r->engine->probe = (struct engine_probe){check_row, bend_guess, now_s, r};
 }
 
 void rig_open(struct rig *r, const struct rig_options *o)
@@ -316,6 +322,7 @@ void rig_free(struct run *run)
 
 void rig_step(struct rig *r)
 {
+    r->now_s++;
     engine_admit(r->engine);
     engine_step(r->engine);
     if (r->engine->cache != NULL)
@@ -324,8 +331,9 @@ void rig_step(struct rig *r)
 
 void rig_drain(struct rig *r)
 {
-    do
+    do {
+        r->now_s++;
         engine_admit(r->engine);
-    while (engine_step(r->engine));
+    } while (engine_step(r->engine));
     assert_int_equal(r->engine->waiting.n, 0);
 }

@@ -40,6 +40,7 @@ struct rig {
     struct engine_options opt;
     double guess_right; /* share of drafts that are made right; < 0: the model's own */
     uint64_t random;
+    uint64_t now_s; /* a step takes a second */
     uint32_t n_ended, n_retracted, rows_checked;
 };
 
