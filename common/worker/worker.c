@@ -501,6 +501,12 @@ void worker_stop_serving(struct worker *w)
     w->server = NULL;
 }
 
+/* Other threads may tell of a peer's end after the loop has ended; such messages own nothing. */
+static void drop_late(struct msg *m)
+{
+    free(m);
+}
+
 void worker_close(struct worker *w)
 {
     worker_stop_serving(w);
@@ -513,7 +519,7 @@ void worker_close(struct worker *w)
     model_free(w->model);
     slab_free(w->pages);
     slab_free(w->slots);
-    mailbox_free(w->engine, NULL);
+    mailbox_free(w->engine, drop_late);
     if (w->base != NULL)
         event_base_free(w->base);
     metrics_free(w->metrics);
