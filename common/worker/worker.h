@@ -86,7 +86,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 38 };
+enum { WORKER_FLAGS = 39 };
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**
