@@ -431,9 +431,9 @@ void handoffs_free(struct handoffs *h)
     free(h);
 }
 
-void handoffs_tick(struct handoffs *h)
+void handoffs_writer_ended(struct handoffs *h, const struct msg_writer_ended *m)
 {
-    prefill_workers_tick(h->workers);
+    prefill_workers_writer_ended(h->workers, m->writer, m->proven);
 }
 
 void handoffs_close(struct handoffs *h)

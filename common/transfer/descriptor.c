@@ -7,6 +7,8 @@
 
 static const char magic[8] = {'B', 'A', 'T', 'O', 'N', 'K', 'V', 'D'};
 
+enum { PUTS = 1 << 8 }; /* in the half-word of the number of addresses */
+
 enum { AT_LENGTH = 12, AT_CRC = 16, AT_BODY = 20 };
 
 static void put_u16(struct buf *b, uint16_t v)
@@ -48,7 +50,7 @@ void descriptor_write(const struct descriptor *d, struct buf *out)
     put_u64(out, d->incarnation);
     put_u32(out, d->address_len);
     put_u16(out, d->tcp.port);
-    put_u16(out, (uint16_t)d->tcp.n_addresses);
+    put_u16(out, (uint16_t)(d->tcp.n_addresses | (d->tcp.puts ? PUTS : 0)));
     put_u64(out, d->tcp.host);
     buf_append(out, d->tcp.token, sizeof(d->tcp.token));
     buf_append(out, d->address, d->address_len);
@@ -178,6 +180,8 @@ static enum status_code read_addresses(struct reader *r, struct descriptor *d, s
         !take(r, d->address_len, &d->address))
         return status_set(st, ST_INVALID,
                           "transfer descriptor: worker address is missing, cut or too long");
+    o->puts = n & PUTS;
+    n &= (uint16_t)~PUTS;
     if (n > TCP_ADDRESSES_MAX)
         return status_set(st, ST_INVALID, "transfer descriptor: %u socket addresses, at most %d", n,
                           TCP_ADDRESSES_MAX);

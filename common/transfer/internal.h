@@ -8,7 +8,9 @@
  *   transfer_put.c     puts: turns, completion
  *   transfer_verify.c  checksums of what arrived, on a thread of its own
  *   lane_ucx.c         bytes over UCX: RDMA, shared memory
- *   lane_tcp.c         bytes over a socket, the sending side; tcp_server.c the receiving one
+ *   lane_tcp.c         bytes over a socket, the sending side
+ *   lifeline.c         tells each side that the other has ended, the sending side
+ *   dial.c             connects those two to a peer; tcp_server.c is whom they talk to
  *   transport.c        which transports may be used, and which one was
  *
  * Any thread pushes a command to the mailbox; everything else is touched by the transfer thread
@@ -49,6 +51,7 @@ struct put;
 struct verifier;
 struct lane_ucx;
 struct lane_tcp;
+struct lifeline;
 struct tcp_server;
 
 struct transfer {
@@ -64,7 +67,7 @@ struct transfer {
      * afterwards. */
     struct slab_region slabs[TRANSFER_SLABS_MAX];
     struct verifier *verifier;
-    struct tcp_server *server;   /* NULL: no socket lane */
+    struct tcp_server *server;
     struct transfer_peer *peers; /* list by next */
     struct put *turn_head;       /* puts that still have bytes to send, next turn first */
     struct put *turn_tail;
@@ -94,6 +97,8 @@ struct transfer_peer {
     const struct lane_ops *lane;
     struct lane_ucx *ucx; /* the lane's own, by its kind */
     struct lane_tcp *tcp;
+    struct lifeline *lifeline;
+    bool lost;        /* the lifeline is broken: nothing is to be confirmed any more */
     bool hurried;     /* the lane knows that this worker stops */
     struct put *puts; /* all that have not ended, list by peer_next */
     void (*on_closed)(void *arg);
@@ -123,6 +128,12 @@ struct lane_ops {
     void (*describe)(struct transfer_peer *p, char *buf, size_t n);
     void (*free)(struct transfer_peer *p);
 };
+
+/** The shorter of two sleeps; negative: none. */
+static inline int sooner(int a_ms, int b_ms)
+{
+    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
+}
 
 /* transfer.c */
 
@@ -237,15 +248,16 @@ enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor 
 enum status_code tcp_server_start(struct transfer *t, uint16_t port, struct tcp_server **out,
                                   struct status *st);
 void tcp_server_stop(struct tcp_server *s); /* takes NULL */
-/** Our addresses and a token: the writer's own (ST_EXHAUSTED: no memory for it), with writer 0 one
- * that all share. Takes no server: an empty offer. */
-enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, struct tcp_offer *out,
-                                  struct status *st);
+/** Our addresses and a token: the writer's own (ST_EXHAUSTED: no memory for it; see
+ * transfer_describe_to() for on_end), with writer 0 one that all share. */
+enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, transfer_end_fn on_end,
+                                  void *arg, struct tcp_offer *out, struct status *st);
 
-/** Forgets the writer's token and closes its connections. @return whether it ever had one */
+/** Forgets the writer's token, closes its connections or asks it to stop: see transfer_revoke(). */
 bool tcp_server_revoke(struct tcp_server *s, uint64_t writer);
 
-/** Ends connections that do not greet in time. @return ms to the next such bound; -1: none */
+/** Beats; ends connections that do not greet in time. @return ms to the next such bound; -1: none
+ */
 int tcp_server_tend(struct tcp_server *s);
 
 #endif

@@ -150,11 +150,6 @@ static bool handle_sockets(struct transfer *t, int timeout_ms)
     return any;
 }
 
-static int sooner(int a_ms, int b_ms)
-{
-    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
-}
-
 /* An armed worker signals its fd for anything that happened since; when something already has,
  * arming says busy and nobody sleeps. */
 static void sleep_until_event(struct transfer *t, int timeout_ms)
@@ -235,7 +230,7 @@ static void transfer_free(struct transfer *t)
 static enum status_code start_server(struct transfer *t, const struct transfer_options *opt,
                                      struct status *st)
 {
-    return t->plan.sockets ? tcp_server_start(t, opt->tcp_port, &t->server, st) : status_ok(st);
+    return tcp_server_start(t, opt->tcp_port, &t->server, st);
 }
 
 enum status_code transfer_start(const struct transfer_options *opt, struct transfer **out,

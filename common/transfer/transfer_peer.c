@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "common/base/log.h"
-#include "common/transfer/internal.h"
+#include "common/transfer/lifeline.h"
 
 struct open_args {
     const char *name;
@@ -14,6 +14,7 @@ struct open_args {
 
 static void peer_free(struct transfer_peer *p)
 {
+    lifeline_free(p->lifeline);
     if (p->lane != NULL)
         p->lane->free(p);
     pthread_mutex_destroy(&p->lock);
@@ -57,12 +58,13 @@ static enum status_code peer_open(struct transfer *t, void *arg, struct status *
         p->slabs[i] = a->desc->slabs[i];
         p->slabs[i].rkey = NULL;
     }
-    if (open_lane(p, a->desc, st) != ST_OK) {
+    if (lifeline_new(p, a->desc, st) != ST_OK || open_lane(p, a->desc, st) != ST_OK) {
         peer_free(p);
         return st->code;
     }
     p->next = t->peers;
     t->peers = p;
+    lifeline_start(p->lifeline);
     log_debug("transfer: peer %s: opened, incarnation %016" PRIx64, p->name, a->desc->incarnation);
     a->peer = p;
     return status_ok(st);
@@ -141,6 +143,9 @@ int peers_tend(struct transfer *t)
         struct transfer_peer *p = *at;
         int ms = p->lane->tend(p);
 
+        if (ms == LANE_GONE && p->puts == NULL)
+            lifeline_bye(p->lifeline);
+        ms = ms == LANE_GONE ? ms : sooner(ms, lifeline_tend(p->lifeline));
         if (ms == LANE_GONE && p->puts == NULL && p->state == PEER_CLOSING) {
             *at = p->next;
             if (p->on_closed != NULL)

@@ -5,7 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/transfer/internal.h"
+#include "common/transfer/lifeline.h"
 
 /*  SENDING ──▶ FLUSHING ──▶ ENDED      SENDING: in the list of turns
  *     │                       ▲        FLUSHING: all sent (or cancelled); waits for the flush
@@ -159,7 +159,7 @@ static struct put *turns_next(const struct transfer *t)
 
     for (struct put *u = t->turn_head; u != NULL; u = u->next) {
         if ((first != NULL && !u->hurried && !put_is_through(u)) ||
-            !u->peer->lane->has_room(u->peer))
+            !lifeline_stands(u->peer->lifeline) || !u->peer->lane->has_room(u->peer))
             continue;
         if (u->hurried || put_is_through(u))
             return u;

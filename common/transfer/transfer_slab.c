@@ -119,6 +119,8 @@ void slabs_deinit(struct transfer *t)
 struct describe_args {
     struct buf *out;
     uint64_t writer; /* 0: whoever reads it */
+    transfer_end_fn on_end;
+    void *arg;
 };
 
 static enum status_code describe(struct transfer *t, void *arg, struct status *st)
@@ -142,7 +144,7 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
     }
     if (rc != UCS_OK) {
         status_set(st, ST_INTERNAL, "UCX cannot describe this worker: %s", ucs_status_string(rc));
-    } else if (tcp_server_offer(t->server, a->writer, &d.tcp, st) == ST_OK) {
+    } else if (tcp_server_offer(t->server, a->writer, a->on_end, a->arg, &d.tcp, st) == ST_OK) {
         d.address = address;
         d.address_len = (uint32_t)address_len;
         descriptor_write(&d, a->out);
@@ -168,10 +170,10 @@ static enum status_code describe_to(struct transfer *t, void *arg, struct status
     return describe(t, arg, st);
 }
 
-enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, struct buf *out,
-                                      struct status *st)
+enum status_code transfer_describe_to(struct transfer *t, transfer_end_fn on_end, void *arg,
+                                      uint64_t *writer, struct buf *out, struct status *st)
 {
-    struct describe_args a = {.out = out};
+    struct describe_args a = {.out = out, .on_end = on_end, .arg = arg};
 
     if (transfer_call(t, describe_to, &a, st) == ST_OK)
         *writer = a.writer;
@@ -181,7 +183,7 @@ enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, stru
 static enum status_code shut_out(struct transfer *t, void *arg, struct status *st)
 {
     if (!tcp_server_revoke(t->server, *(uint64_t *)arg))
-        return status_set(st, ST_UNAVAILABLE, "it did not come over a socket");
+        return status_set(st, ST_UNAVAILABLE, "it may still write");
     return status_ok(st);
 }
 

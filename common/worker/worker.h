@@ -34,7 +34,7 @@ enum { WORKER_ADMIN_PORT_OFFSET = 1000 };
 struct worker_options {
     const char *model_path, *host, *device, *cpu_isa, *log_level;
     const char *kv_transport, *kv_require, *kv_devices;
-    int64_t kv_rate_limit;
+    int64_t kv_rate_limit, kv_port;
     const char *tls_ca, *tls_cert, *tls_key; /* NULL: plain gRPC */
     int64_t port, admin_port;                /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
     int64_t threads;                         /* 0: one per CPU */

@@ -12,7 +12,7 @@
 
 #include "common/transfer/transfer.h"
 
-enum { NODE_WAIT_S = 60, NODE_PUTS_MAX = 64 };
+enum { NODE_WAIT_S = 60, NODE_PUTS_MAX = 64, NODE_WRITERS_MAX = 64 };
 
 struct node {
     pid_t pid;
@@ -60,6 +60,10 @@ uint64_t node_count_other(struct node *n, int slab, uint8_t value);
 size_t node_describe(struct node *n, void *out, size_t cap);
 size_t node_describe_to(struct node *n, uint64_t *writer, void *out, size_t cap);
 bool node_revoke(struct node *n, uint64_t writer);
+/** Waits until the node was told that the writer has ended, or (proven) writes nothing any more. */
+void node_writer_wait(struct node *n, uint64_t writer, bool proven);
+/** Has it been told the latter? */
+bool node_writer_gone(struct node *n, uint64_t writer);
 enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st);
 
 /** Closes the open peer and waits for on_closed. */
