@@ -87,7 +87,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 39 };
+enum { WORKER_FLAGS = 48 }; /* room for all rows and the empty one at their end */
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**
