@@ -15,7 +15,7 @@
 #include "prefill/prefill_metrics.h"
 #include "prefill/replies.h"
 
-/* The loop wakes at least this often: pins end, drain bounds are looked at. */
+/* The loop wakes at least this often: gauges are of now, pins end, drain bounds are looked at. */
 enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
 
 struct prefill_loop {
@@ -382,6 +382,7 @@ static bool finished(const struct prefill_loop *l)
 void prefill_loop_run(struct prefill_loop *l)
 {
     struct engine_stats stats;
+    struct peer_links links;
     bool idle = false;
 
     while (!finished(l)) {
@@ -400,7 +401,8 @@ void prefill_loop_run(struct prefill_loop *l)
             prefill_metrics_step(&l->metrics, &stats);
             step_trace_add(l->w->trace, &stats);
         }
-        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
+        peer_list_links(l->peers, &links);
+        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats, &links);
     }
 }
 

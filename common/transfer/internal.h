@@ -10,6 +10,7 @@
  *   lane_ucx.c         bytes over UCX: RDMA, shared memory
  *   lane_tcp.c         bytes over a socket, the sending side
  *   lifeline.c         tells each side that the other has ended, the sending side
+ *   link_probe.c       measures the way to a peer
  *   dial.c             connects those two to a peer; tcp_server.c is whom they talk to
  *   transport.c        which transports may be used, and which one was
  *
@@ -28,6 +29,8 @@
 #include "common/transfer/descriptor.h"
 #include "common/transfer/transfer.h"
 #include "common/transfer/transport.h"
+
+enum { SLAB_PROBE = TRANSFER_SLABS_MAX }; /* our own, after those of the owner */
 
 enum {
     PUT_QUANTUM = 256 << 10, /* bytes of one put before the next put has its turn */
@@ -65,7 +68,7 @@ struct transfer {
     uint64_t writers; /* names given by transfer_describe_to() */
     /* Written before the first peer, inside a call that the caller waits for; read by any thread
      * afterwards. */
-    struct slab_region slabs[TRANSFER_SLABS_MAX];
+    struct slab_region slabs[DESCRIPTOR_SLABS];
     struct verifier *verifier;
     struct tcp_server *server;
     struct transfer_peer *peers; /* list by next */
@@ -92,8 +95,8 @@ struct transfer_peer {
     struct msg close; /* CMD_CLOSE, sent once by transfer_peer_close() */
     char name[64];
     enum peer_state state;
-    struct status why;                                /* when not OPEN: what its puts end with */
-    struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* rkey pointers are not kept; any thread */
+    struct status why;                              /* when not OPEN: what its puts end with */
+    struct descriptor_slab slabs[DESCRIPTOR_SLABS]; /* rkey pointers are not kept; any thread */
     const struct lane_ops *lane;
     struct lane_ucx *ucx; /* the lane's own, by its kind */
     struct lane_tcp *tcp;
@@ -103,8 +106,10 @@ struct transfer_peer {
     struct put *puts; /* all that have not ended, list by peer_next */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
-    pthread_mutex_t lock; /* guards transport: written once, read by any thread */
+    pthread_mutex_t lock; /* guards transport and link: written once, read by any thread */
     char transport[128];
+    struct transfer_link link;
+    bool link_known;
     bool transport_known; /* transfer thread's own note that the text is there */
 };
 
@@ -147,10 +152,11 @@ enum status_code transfer_call(struct transfer *t, transfer_call_fn fn, void *ar
 /* Commands: types of struct msg in the transfer thread's mailbox. */
 enum transfer_cmd { CMD_CALL, CMD_PUT, CMD_HURRY, CMD_CANCEL, CMD_CLOSE, CMD_STOP };
 
-/** Checks pieces against our slabs and, when remote is not NULL, the peer's. */
+/** Checks pieces against the first n_slabs of our slabs and, when remote is not NULL, the peer's.
+ */
 enum status_code pieces_check(const struct transfer *t, const struct descriptor_slab *remote,
-                              const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
-                              struct status *st);
+                              int n_slabs, const struct transfer_piece *pieces, size_t n,
+                              uint32_t n_groups, struct status *st);
 
 /** Adds fd to the epoll set, or changes its events; watch_close() takes it out and closes it. */
 bool watch_add(struct transfer *t, int fd, uint32_t events, struct watch *w);
@@ -158,6 +164,9 @@ void watch_change(struct transfer *t, int fd, uint32_t events, struct watch *w);
 void watch_close(struct transfer *t, int fd);
 
 /* transfer_slab.c */
+
+/** Allocates slab SLAB_PROBE. */
+enum status_code slab_probe_alloc(struct transfer *t, struct status *st);
 
 /** Unregisters and frees all slabs. */
 void slabs_deinit(struct transfer *t);
@@ -183,6 +192,12 @@ void peer_begin_close(struct msg *m); /* CMD_CLOSE */
 void peers_close_all(struct transfer *t);
 
 /* transfer_put.c: commands */
+
+/** transfer_put(), into the first n_slabs slabs. */
+enum status_code put_start(struct transfer_peer *p, uint64_t id, int n_slabs,
+                           const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
+                           void (*done)(void *arg, const struct transfer_result *r), void *arg,
+                           struct status *st);
 
 void put_accept(struct msg *m); /* CMD_PUT: takes its place among the turns */
 void put_hurry(struct msg *m);  /* CMD_HURRY */

@@ -315,7 +315,7 @@ static bool on_entries(struct inbound *c)
         const struct tcp_entry *e = &c->entries[i];
         const struct slab_region *s;
 
-        if (e->slab >= TRANSFER_SLABS_MAX)
+        if (e->slab >= DESCRIPTOR_SLABS)
             return bad_frame(c, "a slab that is none");
         s = &c->server->t->slabs[e->slab];
         if (e->bytes > s->bytes || e->offset > s->bytes - e->bytes)

@@ -167,6 +167,18 @@ enum status_code transfer_verify(struct transfer *t, const struct transfer_piece
  * (tcp/eth0)", "rdma (rc_mlx5/mlx5_0:1)"; "unknown" before. Copied into buf. */
 void transfer_peer_transport(struct transfer_peer *p, char *buf, size_t n);
 
+/* What the way to a peer gave when it was opened, nothing else going over it. */
+struct transfer_link {
+    uint64_t bytes_per_s;
+    uint64_t expected_bytes_per_s; /* by the port's or interface's rate, or a copy; 0: not known */
+    double latency_us;             /* of a put of 64 bytes, from call to callback */
+    bool slow;                     /* far below what is expected; logged once as a warning */
+};
+
+/** @return false: the probe is not through, the peer was lost meanwhile, or there is a rate limit
+ */
+bool transfer_peer_link(struct transfer_peer *p, struct transfer_link *out);
+
 /** Fault injection for tests: the next n puts flip one bit of one byte on the way (the checksum is
  * of the true bytes). */
 void transfer_inject_flips(struct transfer *t, int n);

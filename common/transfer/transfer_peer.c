@@ -5,6 +5,7 @@
 
 #include "common/base/log.h"
 #include "common/transfer/lifeline.h"
+#include "common/transfer/link_probe.h"
 
 struct open_args {
     const char *name;
@@ -54,7 +55,7 @@ static enum status_code peer_open(struct transfer *t, void *arg, struct status *
     snprintf(p->name, sizeof(p->name), "%s", a->name);
     snprintf(p->transport, sizeof(p->transport), "unknown");
     pthread_mutex_init(&p->lock, NULL);
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++) {
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++) {
         p->slabs[i] = a->desc->slabs[i];
         p->slabs[i].rkey = NULL;
     }
@@ -65,6 +66,7 @@ static enum status_code peer_open(struct transfer *t, void *arg, struct status *
     p->next = t->peers;
     t->peers = p;
     lifeline_start(p->lifeline);
+    link_probe_start(p);
     log_debug("transfer: peer %s: opened, incarnation %016" PRIx64, p->name, a->desc->incarnation);
     a->peer = p;
     return status_ok(st);
@@ -87,7 +89,8 @@ void peer_fail(struct transfer_peer *p, enum peer_state state, enum status_code 
                const char *why)
 {
     if (state == PEER_FAILED)
-        log_warn("transfer: peer %s: lost: %s", p->name, why);
+        log_write(p->puts != NULL ? LOG_WARN : LOG_INFO, "transfer: peer %s: lost: %s", p->name,
+                  why);
     if (p->state < state)
         p->state = state;
     status_set(&p->why, code, "peer %s: %s", p->name, why);
@@ -165,4 +168,16 @@ void transfer_peer_transport(struct transfer_peer *p, char *buf, size_t n)
     pthread_mutex_lock(&p->lock);
     snprintf(buf, n, "%s", p->transport);
     pthread_mutex_unlock(&p->lock);
+}
+
+bool transfer_peer_link(struct transfer_peer *p, struct transfer_link *out)
+{
+    bool known;
+
+    pthread_mutex_lock(&p->lock);
+    known = p->link_known;
+    if (known)
+        *out = p->link;
+    pthread_mutex_unlock(&p->lock);
+    return known;
 }

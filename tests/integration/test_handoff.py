@@ -53,6 +53,10 @@ def test_one_host_over_shared_memory(demo_model, tmp_path, process, isa):
     for w, port in zip(workers, ports):
         wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
     check_all(demo_model, f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", tmp_path, "shm", isa)
+    admin = f"http://127.0.0.1:{ports[0] + 1000}"
+    wait_until("the way's rate in the metrics",
+               lambda: metric(admin, 'baton_kv_link_bytes_per_second{transport="shm"}') > 0)
+    assert metric(admin, 'baton_kv_link_bytes_per_second{transport="tcp"}') == 0
     for w in workers:
         assert w.stop() == 0
 

@@ -41,6 +41,7 @@ enum op {
     OP_VERIFY,
     OP_TRANSPORT,
     OP_FLIPS,
+    OP_LINK,
     OP_FDS,
     OP_END
 };
@@ -56,6 +57,7 @@ struct request {
 struct reply {
     struct status st;
     struct node_result result;
+    struct transfer_link link;
     uint64_t value;
     size_t len;
 };
@@ -325,6 +327,9 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
     case OP_TRANSPORT:
         transfer_peer_transport(peer, text, sizeof(text));
         buf_append(out, text, strlen(text) + 1);
+        break;
+    case OP_LINK:
+        a->value = transfer_peer_link(peer, &a->link);
         break;
     case OP_FLIPS:
         transfer_inject_flips(transfer, q->a);
@@ -641,6 +646,14 @@ struct node_result node_verify(struct node *n, const struct transfer_piece *piec
 void node_transport(struct node *n, char *out, size_t cap)
 {
     must(ask(n, (struct request){.op = OP_TRANSPORT}, NULL, out, cap));
+}
+
+bool node_link(struct node *n, struct transfer_link *out)
+{
+    struct reply a = ask(n, (struct request){.op = OP_LINK}, NULL, NULL, 0);
+
+    *out = a.link;
+    return a.value != 0;
 }
 
 void node_flips(struct node *n, int count)

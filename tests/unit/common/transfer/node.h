@@ -91,6 +91,8 @@ struct node_result node_peek(struct node *n, uint64_t id);
 struct node_result node_verify(struct node *n, const struct transfer_piece *pieces, size_t n_pieces,
                                const uint32_t *expected, uint32_t n_groups);
 void node_transport(struct node *n, char *out, size_t cap);
+/** @return whether the way to the open peer has been probed */
+bool node_link(struct node *n, struct transfer_link *out);
 void node_flips(struct node *n, int count);
 int node_count_fds(struct node *n);
 /** Mappings of shared memory, its own and of its peers. */
