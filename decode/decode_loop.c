@@ -14,7 +14,7 @@
 #include "decode/request.h"
 #include "decode/routers.h"
 
-/* The loop wakes at least this often: quarantine and drain bounds are looked at. */
+/* The loop wakes at least this often: drain bounds are looked at. */
 enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
 
 struct decode_loop {
@@ -258,8 +258,11 @@ static void handle(struct decode_loop *l, struct msg *m)
         handoffs_closed(l->handoffs, ml->link, &ml->why, l->requests);
         break;
     case DM_VERIFIED:
-        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_groups);
-        handoffs_verified(l->handoffs, mv->request, &mv->status, mv->n_groups);
+        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_pages + mv->with_slot);
+        handoffs_verified(l->handoffs, mv, l->requests);
+        break;
+    case DM_WRITER_ENDED:
+        handoffs_writer_ended(l->handoffs, (struct msg_writer_ended *)m);
         break;
     case DM_DRAIN:
         l->draining = true;
@@ -302,7 +305,6 @@ void decode_loop_run(struct decode_loop *l)
             mailbox_wait(l->w->engine, l->draining ? DRAIN_WAIT_MS : IDLE_WAIT_MS);
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
-        handoffs_tick(l->handoffs);
         engine_admit(l->engine);
         idle = !engine_step(l->engine);
         router_list_flush(l->routers);
@@ -366,8 +368,7 @@ void decode_loop_free(struct decode_loop *l)
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
         free_done(l);
-        if (l->requests == NULL && router_list_empty(l->routers) &&
-            handoffs_closed_all(l->handoffs))
+        if (l->requests == NULL && router_list_empty(l->routers) && handoffs_ended(l->handoffs))
             break;
         mailbox_wait(l->w->engine, IDLE_WAIT_MS);
     }

@@ -7,6 +7,7 @@
 
 #include "common/base/log.h"
 #include "common/kv/geometry.h"
+#include "common/kv/pins.h"
 #include "common/worker/sampling.h"
 
 static const char *const names[REQ_N_STATES] = {"waiting", "asking",   "receiving", "verifying",
@@ -17,7 +18,7 @@ static const uint32_t next_states[REQ_N_STATES] = {
     [REQ_WAITING] = TO(REQ_ASKING) | TO(REQ_RUNNING) | TO(REQ_DONE),
     [REQ_ASKING] = TO(REQ_RECEIVING) | TO(REQ_WAITING) | TO(REQ_DONE),
     [REQ_RECEIVING] = TO(REQ_VERIFYING) | TO(REQ_WAITING) | TO(REQ_DRAINING) | TO(REQ_DONE),
-    [REQ_VERIFYING] = TO(REQ_RUNNING) | TO(REQ_RECEIVING) | TO(REQ_DRAINING) | TO(REQ_DONE),
+    [REQ_VERIFYING] = TO(REQ_RUNNING) | TO(REQ_RECEIVING) | TO(REQ_DONE),
     [REQ_RUNNING] = TO(REQ_WAITING) | TO(REQ_DONE),
     [REQ_DRAINING] = TO(REQ_DONE),
 };
@@ -50,6 +51,9 @@ static enum status_code check(const Baton__V1__DecodeSubmit *m, int64_t context_
     if (m->n_prefill == 0 || m->n_prefill > REQUEST_PREFILLS_MAX)
         return status_set(st, ST_INVALID, "%zu prefill workers named, 1..%d are possible",
                           m->n_prefill, REQUEST_PREFILLS_MAX);
+    if (m->has_cache_pin_s && m->cache_pin_s > PINS_SECONDS_MAX)
+        return status_set(st, ST_INVALID, "cache_pin_s is %u, at most %d seconds are possible",
+                          m->cache_pin_s, PINS_SECONDS_MAX);
     return status_ok(st);
 }
 
@@ -78,6 +82,7 @@ static enum status_code take_sequence(struct request *r, const Baton__V1__Decode
     r->seq.owner = r;
     r->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
     r->seq.priority = m->has_priority ? m->priority : 0;
+    r->seq.pin_s = m->has_cache_pin_s ? m->cache_pin_s : 0;
     r->crc = malloc((r->seq.cap_pages + 1) * sizeof(*r->crc));
     if (r->crc == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the checksums of a request");
@@ -179,6 +184,18 @@ static enum status_code keep_logprobs(struct request *r, const Baton__V1__Prefil
     return st->code;
 }
 
+enum status_code request_keep_written(struct request *r, const Baton__V1__PrefillWritten *m,
+                                      struct status *st)
+{
+    size_t n_pages = r->seq.n_pages - r->seq.n_hit_pages;
+
+    if (m->first != r->n_told || m->n_checksums == 0 || m->n_checksums > n_pages - r->n_told)
+        return status_set(st, ST_CORRUPT, "%zu checksums from %u on, of %zu pages with %u told",
+                          m->n_checksums, m->first, n_pages, r->n_told);
+    memcpy(r->crc + r->n_told, m->checksums, m->n_checksums * sizeof(*r->crc));
+    return status_ok(st);
+}
+
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
                                    struct status *st)
 {
@@ -187,8 +204,10 @@ enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDo
     if (m->n_checksums != expected)
         return status_set(st, ST_CORRUPT, "%zu checksums came for %zu pages and a slot",
                           m->n_checksums, expected - 1);
+    if (memcmp(r->crc, m->checksums, r->n_told * sizeof(*r->crc)) != 0)
+        return status_set(st, ST_CORRUPT, "checksums of the first %u pages were told differently",
+                          r->n_told);
     r->first_token = m->first_token;
-    r->n_crc = (uint32_t)m->n_checksums;
     memcpy(r->crc, m->checksums, m->n_checksums * sizeof(*r->crc));
     keep_stats(r, m->stats);
     return keep_logprobs(r, m, st);

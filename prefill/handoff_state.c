@@ -28,8 +28,8 @@ static const uint32_t next_states[HANDOFF_N_STATES] = {
 /* clang-format off */
 static const uint8_t table[HANDOFF_N_STATES][HANDOFF_N_EVENTS] = {
     [HANDOFF_WAITING]   = {HANDOFF_COMPUTE, BUG, BUG, BUG, HANDOFF_TELL_STOPPED, I, I, HANDOFF_TELL_STOPPED},
-    [HANDOFF_COMPUTING] = {BUG, HANDOFF_FLUSH, I, I, HANDOFF_STOP, I, I, HANDOFF_STOP},
-    [HANDOFF_FLUSHING]  = {BUG, BUG, I, HANDOFF_TELL_DONE, HANDOFF_STOP, I, I, HANDOFF_STOP},
+    [HANDOFF_COMPUTING] = {BUG, HANDOFF_FLUSH, HANDOFF_TELL_WRITTEN, HANDOFF_TELL_WRITTEN, HANDOFF_STOP, I, I, HANDOFF_STOP},
+    [HANDOFF_FLUSHING]  = {BUG, BUG, HANDOFF_TELL_WRITTEN, HANDOFF_TELL_DONE, HANDOFF_STOP, I, I, HANDOFF_STOP},
     [HANDOFF_SENT]      = {BUG, BUG, BUG, BUG, HANDOFF_TELL_STOPPED, HANDOFF_SEND_AGAIN, HANDOFF_END, HANDOFF_END},
     [HANDOFF_STOPPING]  = {BUG, BUG, I, HANDOFF_TELL_STOPPED, I, I, I, I},
     [HANDOFF_GONE]      = {BUG, BUG, BUG, BUG, I, I, I, I},
@@ -106,6 +106,7 @@ enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_p
     h->seq.rid = h->rid;
     h->seq.owner = h;
     h->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
+    h->seq.pin_s = m->has_cache_pin_s ? m->cache_pin_s : 0;
     h->seq.priority = m->has_priority ? m->priority : 0;
     *out = h;
     return status_ok(st);

@@ -15,6 +15,9 @@
 #include "prefill/prefill_metrics.h"
 #include "prefill/replies.h"
 
+/* The loop wakes at least this often: gauges are of now, pins end, drain bounds are looked at. */
+enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
+
 struct prefill_loop {
     struct worker *w;
     struct engine *engine;
@@ -205,10 +208,23 @@ static void on_request(struct prefill_loop *l, struct prefill_link *link,
         on_release(l, peer, m->release->request_id);
 }
 
-/* A transfer has ended: was it the last? */
-static void puts_ended(struct prefill_loop *l, struct handoff *h)
+/* The peer compares while later chunks are computed. Transfers end in their order but for faults;
+ * what is out of order is told with done. */
+static void tell_written(struct handoff *h, uint32_t first, uint32_t n)
+{
+    if (h->n_resends > 0 || first != h->n_told || n == 0)
+        return;
+    reply_written(h->peer, h->id, first, n, h->crc + first);
+    h->n_told += n;
+}
+
+/* A transfer, of n groups, has ended: was it the last? */
+static void puts_ended(struct prefill_loop *l, struct handoff *h, uint32_t first, uint32_t n)
 {
     switch (handoff_action(h->state, h->n_puts == 0 ? HANDOFF_PUTS_ENDED : HANDOFF_PUT_ENDED)) {
+    case HANDOFF_TELL_WRITTEN:
+        tell_written(h, first, n);
+        break;
     case HANDOFF_TELL_DONE:
         tell_done(l, h);
         break;
@@ -225,7 +241,7 @@ static void stop_put_failed(struct prefill_loop *l, struct handoff *h, const str
 {
     stop(l, h, why);
     if (h->state == HANDOFF_STOPPING)
-        puts_ended(l, h);
+        puts_ended(l, h, 0, 0);
 }
 
 /* What of a transfer was done by the time that the prompt was computed: by its share of the time.
@@ -258,7 +274,7 @@ static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
     if (m->status.code != ST_OK)
         stop_put_failed(l, h, &m->status);
     else
-        puts_ended(l, h);
+        puts_ended(l, h, m->first_group, m->n_groups);
 }
 
 static void peer_lost(void *arg, struct prefill_peer *peer)
@@ -366,13 +382,14 @@ static bool finished(const struct prefill_loop *l)
 void prefill_loop_run(struct prefill_loop *l)
 {
     struct engine_stats stats;
+    struct peer_links links;
     bool idle = false;
 
     while (!finished(l)) {
         struct msg *m;
 
         if (idle)
-            mailbox_wait(l->w->engine, l->draining ? 50 : -1);
+            mailbox_wait(l->w->engine, l->draining ? DRAIN_WAIT_MS : IDLE_WAIT_MS);
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
         engine_admit(l->engine);
@@ -384,7 +401,8 @@ void prefill_loop_run(struct prefill_loop *l)
             prefill_metrics_step(&l->metrics, &stats);
             step_trace_add(l->w->trace, &stats);
         }
-        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
+        peer_list_links(l->peers, &links);
+        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats, &links);
     }
 }
 
@@ -435,7 +453,7 @@ void prefill_loop_free(struct prefill_loop *l)
         drop_gone(l);
         if (l->handoffs == NULL && peer_list_empty(l->peers))
             break;
-        mailbox_wait(l->w->engine, 1000);
+        mailbox_wait(l->w->engine, IDLE_WAIT_MS);
     }
     peer_list_free(l->peers);
     engine_free(l->engine);
