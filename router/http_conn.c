@@ -326,7 +326,8 @@ static void keep_output(struct http_exchange *c, const void *data, size_t n)
 
 static void keep_outbox(struct http_exchange *c)
 {
-    keep_output(c, c->server->outbox.data + c->out_at, c->out_len);
+    if (c->out_len > 0) /* else out_at is of an older turn */
+        keep_output(c, c->server->outbox.data + c->out_at, c->out_len);
     c->out_len = 0;
 }
 
@@ -347,7 +348,7 @@ static bool write_some(struct http_exchange *c, const char *data, size_t n, size
 void http_conn_flush(struct http_exchange *c)
 {
     size_t sent;
-    bool fine;
+    bool fine = true;
 
     if (c->out.len > 0) {
         keep_outbox(c);
@@ -359,7 +360,7 @@ void http_conn_flush(struct http_exchange *c)
             buf_deinit(&c->out);
             c->out_sent = 0;
         }
-    } else {
+    } else if (c->out_len > 0) {
         fine = write_some(c, c->server->outbox.data + c->out_at, c->out_len, &sent);
         c->out_at += sent;
         c->out_len -= sent;
