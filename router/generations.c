@@ -31,6 +31,8 @@ struct generation {
     struct worker *worker; /* RUNNING */
     struct workers_ticket ticket;
     uint64_t began_us; /* RUNNING: since */
+    uint64_t first_us; /* of this attempt's first tokens */
+    uint64_t due_us;   /* RUNNING: its end, as far as can be told */
     bool found_place;  /* it was begun while workers had a place free */
     bool served;       /* this attempt has given tokens */
     struct prompt_ids *prompt;
@@ -63,6 +65,8 @@ struct generations {
     struct generation **table; /* [cap] by the low half of id; NULL: free */
     uint32_t cap, hint;
     uint32_t epoch;
+    uint64_t *ends; /* [cap_ends]: scratch */
+    size_t cap_ends;
 };
 
 struct prompt_ids *prompt_ids_new(const int32_t *ids, size_t n)
@@ -328,6 +332,31 @@ static uint64_t places(const struct generations *g)
     return room == UINT64_MAX ? UINT64_MAX : room - room / 8 - (room > 1);
 }
 
+/* When a place comes free for one that has `ahead` before it; now when there is one. Ends come in
+ * bursts where requests were begun together: a mean rate alone would let in who waits for the whole
+ * of the next burst. */
+static uint64_t place_free_us(struct generations *g, uint64_t ahead, uint64_t now)
+{
+    uint64_t n_places = places(g), k = ahead + 1 - n_places, end;
+    size_t n = 0;
+
+    if (ahead < n_places || k > g->n_running)
+        return now;
+    if (g->n_running > g->cap_ends) {
+        uint64_t *more = realloc(g->ends, 2 * g->n_running * sizeof(*more));
+
+        if (more == NULL)
+            return now;
+        g->ends = more;
+        g->cap_ends = 2 * g->n_running;
+    }
+    for (const struct generation *gen = g->first; gen != NULL && n < g->n_running; gen = gen->next)
+        if (gen->state == RUNNING)
+            g->ends[n++] = gen->due_us;
+    end = n < k ? now : pace_kth(g->ends, n, k);
+    return end > now ? end : now;
+}
+
 /* QUEUED -> RUNNING where the policies say, but for workers that have failed it. */
 static enum status_code start_somewhere(struct generation *gen, struct workers_request *r,
                                         struct status *st)
@@ -344,6 +373,8 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
             workers_began(g->workers, r, &c, &gen->ticket);
             gen->began_us = clock_now_us();
             gen->found_place = g->n_running < places(g);
+            gen->due_us = place_free_us(g, g->n_running, gen->began_us) +
+                          (uint64_t)pace_lifetime_us(&g->pace);
             g->n_queued--;
             g->n_running++;
             gen->state = RUNNING;
@@ -473,11 +504,13 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
     if (!gen->served) {
         gen->served = true;
         gen->wait_until_us = 0;
-        pace_first_token(&g->pace, clock_now_us() - gen->began_us, gen->found_place);
+        gen->first_us = clock_now_us();
+        pace_first_token(&g->pace, gen->first_us - gen->began_us, gen->found_place);
+        gen->due_us = gen->first_us + (uint64_t)g->pace.rest_us;
         workers_served(g->workers, &gen->ticket, b->stats);
     }
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
-        pace_end(&g->pace, clock_now_us() - gen->began_us);
+        pace_end(&g->pace, clock_now_us() - gen->first_us);
         destroy(gen);
     } else if (!remember(gen, b->token_ids, b->n_token_ids)) {
         tell_cancel(gen);
@@ -655,6 +688,7 @@ void generations_free(struct generations *g)
         event_free(g->pump);
     admission_free(g->admission);
     free(g->table);
+    free(g->ends);
     free(g);
 }
 
@@ -668,29 +702,18 @@ void generations_set_workers(struct generations *g, struct workers *workers)
     g->workers = workers;
 }
 
-/* When the k-th of those that run is due to end, from now. Ends come in bursts where requests were
- * begun together: a mean rate alone would let in who waits for the whole of the next burst. */
-static double due_us(const struct generations *g, uint64_t k, uint64_t now)
-{
-    const struct generation *gen = g->first;
-
-    for (; gen != NULL; gen = gen->next)
-        if (gen->state == RUNNING && --k == 0)
-            break;
-    return gen == NULL ? 0 : (double)gen->began_us + g->pace.lifetime_us - (double)now;
-}
-
 /* Whether its wait would spoil its time to first token. */
 static enum status_code check_wait(struct generations *g, struct status *st)
 {
     uint64_t n = places(g), ahead = g->n_running + g->n_queued + admission_n(g->admission);
-    double limit_us = g->pace.ttft_us * g->config.queue_ttft_percent / 100, wait_us, due;
+    double limit_us = g->pace.ttft_us * g->config.queue_ttft_percent / 100, wait_us;
+    uint64_t now = clock_now_us(), due_us;
 
     if (g->config.queue_ttft_percent == 0 || ahead < n)
         return status_ok(st);
     wait_us = pace_wait_us(&g->pace, ahead, n);
-    if (wait_us <= limit_us && wait_us < (due = due_us(g, ahead + 1 - n, clock_now_us())))
-        wait_us = due;
+    if (wait_us <= limit_us && (due_us = place_free_us(g, ahead, now)) - now > wait_us)
+        wait_us = (double)(due_us - now);
     if (wait_us <= limit_us)
         return status_ok(st);
     return status_set(
