@@ -15,7 +15,7 @@
 #include "prefill/prefill_metrics.h"
 #include "prefill/replies.h"
 
-/* The loop wakes at least this often: gauges are of now, drain bounds are looked at. */
+/* The loop wakes at least this often: gauges are of now, pins end, drain bounds are looked at. */
 enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
 
 struct prefill_loop {
@@ -453,7 +453,7 @@ void prefill_loop_free(struct prefill_loop *l)
         drop_gone(l);
         if (l->handoffs == NULL && peer_list_empty(l->peers))
             break;
-        mailbox_wait(l->w->engine, 1000);
+        mailbox_wait(l->w->engine, IDLE_WAIT_MS);
     }
     peer_list_free(l->peers);
     engine_free(l->engine);

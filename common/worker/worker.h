@@ -50,6 +50,7 @@ struct worker_options {
     const char *schedule_policy, *step_trace;
     bool disable_radix_cache;
     bool no_repack, pin_threads;
+    int64_t prefix_pin_percent;
     int64_t prefix_snapshots; /* states kept at page boundaries; -1: a share of the KV memory */
     const char *speculative_algorithm;
     int64_t speculative_num_steps, speculative_num_draft_tokens, speculative_eagle_topk;
@@ -86,7 +87,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 39 };
+enum { WORKER_FLAGS = 40 };
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**

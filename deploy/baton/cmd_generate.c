@@ -262,7 +262,7 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     Baton__V1__DecodeRequest m = BATON__V1__DECODE_REQUEST__INIT;
     Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
     Baton__V1__Sampling sampling = BATON__V1__SAMPLING__INIT;
-    int64_t salt = 0, n_emitted = 0;
+    int64_t salt = 0, n_emitted = 0, pin_s = 0;
 
     if (read_ids(line, &submit.token_ids, &submit.n_token_ids, st) != ST_OK)
         return st->code;
@@ -277,6 +277,8 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     submit.rid = "baton-generate";
     submit.has_cache_salt = json_int(json_get(line, "cache_salt"), &salt);
     submit.cache_salt = submit.has_cache_salt ? (uint64_t)salt : 0;
+    submit.has_cache_pin_s = json_int(json_get(line, "cache_pin_s"), &pin_s);
+    submit.cache_pin_s = pin_s > 0 && pin_s < UINT32_MAX ? (uint32_t)pin_s : 0;
     m.submit = &submit;
     rpc_session_send_message(s, &m.base, st);
 done:
@@ -387,7 +389,8 @@ int cmd_generate(int argc, char **argv)
             flags,
             "usage: baton generate --prefill HOST:PORT [--decode HOST:PORT] < lines\n\n"
             "A line: {\"ids\": [..], \"max_new_tokens\": N, \"temperature\": T, \"top_p\": P,\n"
-            "\"top_k\": K, \"seed\": S, \"cache_salt\": N, \"ignore_eos\": BOOL}; the answer:\n"
+            "\"top_k\": K, \"seed\": S, \"cache_salt\": N, \"cache_pin_s\": SECONDS,\n"
+            "\"ignore_eos\": BOOL}; the answer:\n"
             "{\"ids\", \"finish\", \"stats\"} or {\"error\", \"code\"}.\n");
         return 0;
     }
