@@ -32,6 +32,12 @@ static struct safetensors *vectors;
 static int32_t vocab;
 static uint32_t n_compared;
 
+/* The releases' own heads: quick with vector instructions only. */
+static bool has_all_heads(void)
+{
+    return strstr(preset, "heads") != NULL;
+}
+
 /* One golden prompt with its 16 tokens. */
 struct golden {
     int length, n_rows, n_mtp;
@@ -63,16 +69,19 @@ static int longest(void)
 {
     if (!is_ref || getenv("BATON_TEST_FULL") != NULL)
         return TOKENS_MAX;
-    return strcmp(preset, "tiny") == 0 ? 300 : 129;
+    return has_all_heads() ? 5 : strcmp(preset, "tiny") == 0 ? 300 : 129;
 }
 
 static int setup(void **state)
 {
     (void)state;
     for (int i = 0; i < LENGTHS && lengths[i] <= longest(); i++) {
-        struct golden *g = &goldens[n_goldens++];
+        struct golden *g = &goldens[n_goldens];
         int n = lengths[i];
 
+        if (has_all_heads() && n != 5 && n != 129)
+            continue; /* their vectors have these two */
+        n_goldens++;
         g->length = n;
         memcpy(g->tokens, part("tokens", n, NULL), (size_t)n * 4);
         memcpy(g->tokens + n, part("greedy", n, NULL), GREEDY * 4);
