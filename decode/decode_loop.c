@@ -214,10 +214,10 @@ static void on_router_request(struct decode_loop *l, struct router *router,
 {
     if (m->hello != NULL)
         router_list_hello(l->routers, router, m->hello);
-    if (m->submit != NULL)
-        on_submit(l, router, m->submit);
-    if (m->cancel != NULL)
-        on_cancel(l, router, m->cancel->request_id);
+    for (size_t i = 0; i < m->n_submit; i++)
+        on_submit(l, router, m->submit[i]);
+    for (size_t i = 0; i < m->n_cancel; i++)
+        on_cancel(l, router, m->cancel[i]->request_id);
 }
 
 static void on_router_closed(struct decode_loop *l, struct session_link *link)

@@ -540,7 +540,7 @@ void worker_identity(const struct worker *w, Baton__V1__Identity *out)
     baton__v1__identity__init(out);
     out->role = (char *)w->role;
     out->incarnation = w->incarnation;
-    out->protocol = WORKER_PROTOCOL;
+    out->protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     out->has_model_fingerprint = out->has_geometry_fingerprint = true;
     out->model_fingerprint = model_fingerprint(w->model);
     out->geometry_fingerprint = kv_geometry_fingerprint(w->geometry);
@@ -557,11 +557,11 @@ enum status_code worker_check_peer(const struct worker *w, const Baton__V1__Iden
     uint64_t model = model_fingerprint(w->model), kv = kv_geometry_fingerprint(w->geometry);
     const char *path = peer->model_path != NULL ? peer->model_path : "?";
 
-    if (peer->protocol != WORKER_PROTOCOL)
+    if (peer->protocol != BATON__V1__PROTOCOL__PROTOCOL_NOW)
         return status_set(st, ST_INVALID,
                           "%s worker speaks protocol %u, this %s worker %d: run the "
                           "same version on both",
-                          peer->role, peer->protocol, w->role, WORKER_PROTOCOL);
+                          peer->role, peer->protocol, w->role, BATON__V1__PROTOCOL__PROTOCOL_NOW);
     if (peer->geometry_fingerprint != kv)
         return status_set(
             st, ST_INVALID,

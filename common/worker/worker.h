@@ -27,7 +27,7 @@
 #include "common/worker/memory_plan.h"
 #include "common/worker/publisher.h"
 
-enum { WORKER_PROTOCOL = 1, WORKER_ADMIN_PORT_OFFSET = 1000 };
+enum { WORKER_ADMIN_PORT_OFFSET = 1000 };
 
 /* Values of the flags that both binaries have; names follow SGLang's where the meaning is the same.
  */
@@ -87,7 +87,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 40 };
+enum { WORKER_FLAGS = 48 }; /* room for all rows and the empty one at their end */
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**

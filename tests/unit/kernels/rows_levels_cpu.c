@@ -1,8 +1,8 @@
 /* The CPU's vector levels. */
 #include "tests/unit/kernels/rows_levels.h"
 
-static const enum cpu_isa levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512};
-const int rows_n_levels = 2;
+static const int levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512, RIG_AVX512_OTHER_WAY};
+const int rows_n_levels = 3;
 const int rows_longest = ROWS_LONGEST;
 
 bool rows_ready(void)

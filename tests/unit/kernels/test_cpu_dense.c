@@ -10,8 +10,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-static const enum cpu_isa levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512};
-enum { N_LEVELS = 2, T_MAX = 200 };
+static const int levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512, RIG_AVX512_OTHER_WAY};
+enum { N_LEVELS = 3, T_MAX = 200 };
 
 /* y of one backend for `T` rows of x, through act_quant for quantised weights. Caller frees. */
 static uint16_t *product(struct rig *r, const struct weight_src *src, const uint16_t *x, int T,
@@ -187,7 +187,9 @@ static void all_levels_give_the_same_bits(void **state)
     (void)state;
     if (!rig_open(&a, CPU_ISA_AVX2, &dims, 1))
         return;
-    if (rig_open(&b, CPU_ISA_AVX512, &dims, 1)) {
+    for (int level = 1; level < N_LEVELS; level++) {
+        if (!rig_open(&b, levels[level], &dims, 1))
+            continue;
         for (int i = 0; i < N_SHAPES; i++) {
             const struct shape *s = &shapes[i];
             struct rig_random random = {(uint64_t)(200 + i)};
