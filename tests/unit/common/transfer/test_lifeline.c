@@ -119,13 +119,13 @@ static void a_frozen_writer_proves_nothing_until_it_thaws(void **state)
 
     (void)state;
     pair_endless_put(&p, 2);
-    kill(p.from.pid, SIGSTOP);
+    node_freeze(&p.from);
     assert_false(node_revoke(&p.to, writer));
     node_fill(&p.to, 0, CANARY,
               true); /* takes its time, and would show what is written meanwhile */
     assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
     assert_false(node_writer_gone(&p.to, writer));
-    kill(p.from.pid, SIGCONT);
+    node_thaw(&p.from);
     node_writer_wait(&p.to, writer, true);
     nothing_is_written_any_more(&p.to);
     node_close(&p.from);
@@ -139,7 +139,7 @@ static void a_frozen_writer_that_dies_proves_it(void **state)
 
     (void)state;
     pair_endless_put(&p, 2);
-    kill(p.from.pid, SIGSTOP);
+    node_freeze(&p.from);
     assert_false(node_revoke(&p.to, writer));
     node_kill(&p.from);
     node_writer_wait(&p.to, writer, true);
