@@ -192,6 +192,23 @@ struct kernel_ops {
      * bytes must outlive the kernels). Returns 0, or -1 with k->error set (out of memory). */
     int (*weight_load)(struct kernels *k, const struct weight_src *src, struct weight *out);
     void (*weight_unload)(struct kernels *k, struct weight *w);
+    /* Between weight_load() of a layer's experts and their first moe(), where the backend has this
+     * (NULL: nothing to do). experts: as in moe(). Returns 0, or -1 with k->error set. */
+    int (*experts_load)(struct kernels *k, const struct expert_weights *experts);
+    void (*experts_unload)(struct kernels *k, const struct expert_weights *experts);
+
+    /* -- recordings: NULL where calls are not worth it -- */
+
+    /* Operations from record() to recorded() are kept instead of run; replay() runs them, with the
+     * same arguments and whatever lies at their addresses then. Nothing of "memory and order" may
+     * be called between. recorded() returns NULL with k->error set when there is no memory. */
+    void (*record)(struct kernels *k);
+    void *(*recorded)(struct kernels *k);
+    void (*replay)(struct kernels *k, void *recording);
+    void (*forget)(struct kernels *k, void *recording);
+
+    /* By kernels_close(). */
+    void (*close)(struct kernels *k);
 
     /* -- dense -- */
 
@@ -349,6 +366,15 @@ enum cpu_isa kernels_cpu_best(void);
  */
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
                      const struct kernel_env *env);
+
+/**
+ * Opens the CUDA backend on a GPU, the n-th that the driver shows.
+ * @return 0; -1 with k->error saying why not: a build without nvcc, no driver, no such GPU, one
+ *         that is too old, too little memory, a model that its kernels do not take
+ */
+int kernels_open_cuda(struct kernels *k, int ordinal, const struct kernel_dims *dims,
+                      const struct kernel_env *env);
+
 void kernels_close(struct kernels *k);
 
 #endif
