@@ -236,6 +236,18 @@ void model_kv_free(struct model *m, struct kv_memory *kv)
     *kv = (struct kv_memory){0};
 }
 
+enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
+                              struct status *st)
+{
+    int most = max_seqs < m->max_seqs ? max_seqs : m->max_seqs;
+
+    most = most < m->max_logit_rows ? most : m->max_logit_rows;
+    status_ok(st);
+    for (int i = 0; i < m->n_ranks && st->code == ST_OK; i++)
+        rank_record(&m->ranks[i], kv, most, st);
+    return st->code;
+}
+
 void *model_host_address(struct model *m, struct dev_ptr p)
 {
     return m->ranks[0].kernels.ops->dev_host(&m->ranks[0].kernels, p);

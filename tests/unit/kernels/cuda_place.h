@@ -18,8 +18,10 @@ enum { CUDA_PLACE_SKIPPED = 77 };
 /** First of all. @return false: the kernels cannot run here; why is printed */
 bool cuda_place_ready(void);
 
-/* Ways of opening the backend: as the GPU is, or as if it had no e4m3. */
+/* Ways of opening the backend: as the GPU is, or as if it had no e4m3; and one more whose memory
+ * the host does not reach, as in production. */
 extern const int cuda_place_n_levels;
+enum { CUDA_PLACE_HIDDEN = 2 };
 
 /** Opens the backend. @return as kernels_open_cuda() */
 int cuda_place_open(struct kernels *k, int level, const struct kernel_dims *dims,

@@ -15,7 +15,7 @@ bool cuda_place_ready(void)
 int cuda_place_open(struct kernels *k, int level, const struct kernel_dims *dims,
                     const struct kernel_env *env)
 {
-    struct emulated_options opt = {.no_e4m3 = level == 1};
+    struct emulated_options opt = {.no_e4m3 = level == 1, .hidden = level == CUDA_PLACE_HIDDEN};
     struct gpu *g = gpu_emulated_open(&opt);
 
     return g != NULL ? cuda_backend_open(k, g, dims, env) : -1;

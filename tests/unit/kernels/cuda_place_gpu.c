@@ -107,12 +107,12 @@ void cuda_place_enter(struct kernels *k)
 int cuda_place_open(struct kernels *k, int level, const struct kernel_dims *dims,
                     const struct kernel_env *env)
 {
-    struct gpu_options opt = {.memory_share = 0.2, .host_reaches = true};
+    struct gpu_options opt = {.memory_share = 0.2, .host_reaches = level != CUDA_PLACE_HIDDEN};
     struct gpu *g = gpu_cuda_open(&opt, k->error, sizeof(k->error));
 
     if (g == NULL)
         return -1;
-    g->native_e4m3 = g->native_e4m3 && level == 0;
+    g->native_e4m3 = g->native_e4m3 && level != 1;
     return cuda_backend_open(k, g, dims, env);
 }
 
