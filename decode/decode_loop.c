@@ -258,8 +258,8 @@ static void handle(struct decode_loop *l, struct msg *m)
         handoffs_closed(l->handoffs, ml->link, &ml->why, l->requests);
         break;
     case DM_VERIFIED:
-        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_groups);
-        handoffs_verified(l->handoffs, mv->request, &mv->status, mv->n_groups);
+        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_pages + mv->with_slot);
+        handoffs_verified(l->handoffs, mv, l->requests);
         break;
     case DM_DRAIN:
         l->draining = true;
@@ -366,8 +366,7 @@ void decode_loop_free(struct decode_loop *l)
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
         free_done(l);
-        if (l->requests == NULL && router_list_empty(l->routers) &&
-            handoffs_closed_all(l->handoffs))
+        if (l->requests == NULL && router_list_empty(l->routers) && handoffs_ended(l->handoffs))
             break;
         mailbox_wait(l->w->engine, IDLE_WAIT_MS);
     }

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
@@ -18,6 +19,7 @@ struct handoffs {
     struct handoff_events events;
     struct prefill_workers *workers;
     struct request *requests; /* the loop's list, borrowed while a session event is handled */
+    uint32_t n_verifying;     /* comparisons under way; each comes back as DM_VERIFIED */
 };
 
 /* ---- to the prefill worker ---- */
@@ -72,10 +74,19 @@ static void tell(struct request *r, const char *what)
 
 static void try_next(struct handoffs *h, struct request *r, const struct status *why);
 
+/* Everything is to be written again. */
+static void forget_told(struct request *r)
+{
+    r->n_told = r->n_verifying = 0;
+    status_ok(&r->differs);
+}
+
 static void submit_now(struct handoffs *h, struct request *r)
 {
     struct status st;
 
+    r->attempt++;
+    forget_told(r);
     if (submit(r, &st) != ST_OK) {
         try_next(h, r, &st);
         return;
@@ -114,72 +125,89 @@ bool handoffs_abandon(struct handoffs *h, struct request *r, const char *why)
     (void)h;
     switch (receive_action(r->state, HE_UNWANTED)) {
     case HA_CANCEL:
-        r->peer_may_write = true;
         request_enter(r, REQ_DRAINING, why);
         tell(r, "cancel");
         return false;
-    case HA_RELEASE: /* the peer has stopped writing; our own thread may still read */
+    case HA_RELEASE:
         tell(r, "release");
-        if (!r->verifying)
-            return true;
-        request_enter(r, REQ_DRAINING, why);
-        return false;
+        return true;
     default:
         return true;
     }
 }
 
-static void check_drained(struct handoffs *h, struct request *r)
-{
-    if (!r->peer_may_write && !r->verifying)
-        h->events.drained(h->events.arg, r);
-}
-
 /* ---- from the prefill worker ---- */
 
-static void on_verified(void *arg, const struct transfer_result *result);
-
-struct verify_job {
-    struct mailbox *engine;
-    struct request *request;
-};
-
-static enum status_code start_verify(struct handoffs *h, struct request *r, struct status *st)
+/* Our own thread reads the units no more. */
+static void verify_ended(struct handoffs *h, const struct msg_verified *m)
 {
-    const struct sequence *s = &r->seq;
-    struct handoff_units units = {s->pages, s->pages, s->slot, s->slot};
-    struct verify_job *job = malloc(sizeof(*job));
-    struct handoff_list list = {0};
-
-    if (job == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory to verify checksums");
-    *job = (struct verify_job){h->w->engine, r};
-    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages, s->n_pages,
-                          true, st) != ST_OK ||
-        transfer_verify(h->w->transfer, list.pieces, list.n_pieces, r->crc, r->n_crc, on_verified,
-                        job, st) != ST_OK)
-        free(job);
-    else
-        r->verifying = true;
-    handoff_list_deinit(&list);
-    return st->code;
+    slab_give(h->w->pages, m->pages, m->n_pages);
+    slab_give(h->w->slots, &m->slot, m->with_slot);
+    h->n_verifying--;
 }
 
 static void on_verified(void *arg, const struct transfer_result *result)
 {
-    struct verify_job *job = arg;
-    struct msg_verified *m = malloc(sizeof(*m));
+    struct msg_verified *m = arg;
+
+    m->status = result->status;
+    mailbox_push(m->engine, &m->base);
+}
+
+/* Compares what r's checksums from n_told on are of, up to that of page end and, when all is there,
+ * of the slot. */
+static enum status_code start_verify(struct handoffs *h, struct request *r, uint32_t end_page,
+                                     bool with_slot, struct status *st)
+{
+    const struct sequence *s = &r->seq;
+    struct handoff_units units = {s->pages, s->pages, s->slot, s->slot};
+    uint32_t first_page = s->n_hit_pages + r->n_told, n = end_page - first_page;
+    struct msg_verified *m = malloc(sizeof(*m) + n * sizeof(*m->pages));
+    struct handoff_list list = {0};
 
     if (m == NULL)
-        abort();
-    *m = (struct msg_verified){
-        .base.type = DM_VERIFIED,
-        .request = job->request,
-        .status = result->status,
-        .n_groups = result->n_groups,
-    };
-    mailbox_push(job->engine, &m->base);
-    free(job);
+        return status_set(st, ST_EXHAUSTED, "no memory to verify checksums");
+    *m = (struct msg_verified){.base.type = DM_VERIFIED,
+                               .engine = h->w->engine,
+                               .name = r->name,
+                               .attempt = r->attempt,
+                               .with_slot = with_slot,
+                               .slot = s->slot,
+                               .n_pages = n};
+    if (n > 0)
+        memcpy(m->pages, s->pages + first_page, n * sizeof(*m->pages));
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, first_page, end_page,
+                          with_slot, st) != ST_OK)
+        goto done;
+    slab_ref(h->w->pages, m->pages, n);
+    slab_ref(h->w->slots, &m->slot, with_slot);
+    h->n_verifying++;
+    if (transfer_verify(h->w->transfer, list.pieces, list.n_pieces, r->crc + r->n_told,
+                        list.n_groups, on_verified, m, st) != ST_OK) {
+        verify_ended(h, m);
+        goto done;
+    }
+    m = NULL; /* the mailbox's, with the units */
+    r->n_verifying++;
+    r->n_told = end_page - s->n_hit_pages;
+done:
+    free(m);
+    handoff_list_deinit(&list);
+    return st->code;
+}
+
+/* A hint: what goes wrong here is done with the rest. */
+static void on_written(struct handoffs *h, struct request *r, const Baton__V1__PrefillWritten *m)
+{
+    uint32_t end_page;
+    struct status st;
+
+    if (receive_action(r->state, HE_WRITTEN) != HA_VERIFY_PART)
+        return;
+    end_page = r->seq.n_hit_pages + r->n_told + (uint32_t)m->n_checksums;
+    if (request_keep_written(r, m, &st) != ST_OK ||
+        start_verify(h, r, end_page, false, &st) != ST_OK)
+        log_warn("%s: %s: %s: compared later", r->rid, prefill_worker_address(r->prefill), st.msg);
 }
 
 static void on_done(struct handoffs *h, struct request *r, const Baton__V1__PrefillDone *m)
@@ -191,7 +219,8 @@ static void on_done(struct handoffs *h, struct request *r, const Baton__V1__Pref
         log_debug("%s: %s sent done again or late", r->rid, prefill_worker_address(r->prefill));
         return;
     }
-    if (request_keep_done(r, m, &st) != ST_OK || start_verify(h, r, &st) != ST_OK) {
+    if (request_keep_done(r, m, &st) != ST_OK ||
+        start_verify(h, r, r->seq.n_pages, true, &st) != ST_OK) {
         h->events.failed(h->events.arg, r, &st);
         return;
     }
@@ -215,8 +244,7 @@ static void on_stopped(struct handoffs *h, struct request *r, const Baton__V1__P
         why.code = ST_INTERNAL;
     switch (receive_action(r->state, worth_another(why.code) ? HE_STOPPED : HE_REFUSED)) {
     case HA_STOPPED:
-        r->peer_may_write = false;
-        check_drained(h, r);
+        h->events.drained(h->events.arg, r);
         break;
     case HA_NEXT: /* it stopped, so the units stay ours: the next one may write them */
         request_enter(r, REQ_WAITING, why.msg);
@@ -224,7 +252,6 @@ static void on_stopped(struct handoffs *h, struct request *r, const Baton__V1__P
         try_next(h, r, &why);
         break;
     case HA_FAIL:
-        r->peer_may_write = false;
         request_enter(r, REQ_WAITING, why.msg); /* nothing is written: no draining */
         h->events.failed(h->events.arg, r, &why);
         break;
@@ -249,6 +276,8 @@ void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V
     h->requests = requests;
     if (m->hello != NULL)
         prefill_worker_hello(h->workers, p, m->hello);
+    if (m->written != NULL && (r = find(requests, p, m->written->request_id)) != NULL)
+        on_written(h, r, m->written);
     if (m->done != NULL && (r = find(requests, p, m->done->request_id)) != NULL)
         on_done(h, r, m->done);
     if (m->stopped != NULL && (r = find(requests, p, m->stopped->request_id)) != NULL)
@@ -256,34 +285,53 @@ void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V
     h->requests = NULL;
 }
 
-void handoffs_verified(struct handoffs *h, struct request *r, const struct status *result,
-                       uint32_t n_groups)
+/* Who waits for that comparison; NULL: nobody any more. */
+static struct request *verifying(struct request *requests, const struct msg_verified *m)
 {
-    enum receive_action action =
-        receive_action(r->state, result->code == ST_OK ? HE_VERIFIED : HE_DIFFERS);
+    for (struct request *r = requests; r != NULL; r = r->next)
+        if (r->name == m->name && r->attempt == m->attempt &&
+            (r->state == REQ_RECEIVING || r->state == REQ_VERIFYING))
+            return r;
+    return NULL;
+}
 
-    r->verifying = false;
-    if (action == HA_READ) {
-        check_drained(h, r);
+static void arrived(struct handoffs *h, struct request *r)
+{
+    r->stats.has_checksums_verified = true;
+    r->stats.checksums_verified = r->n_told + 1;
+    r->stats.has_arrive_us = true;
+    r->stats.arrive_us = clock_now_us() - r->done_us;
+    tell(r, "release");
+    h->events.arrived(h->events.arg, r);
+}
+
+void handoffs_verified(struct handoffs *h, const struct msg_verified *m, struct request *requests)
+{
+    struct request *r = verifying(requests, m);
+    enum receive_action action;
+
+    verify_ended(h, m);
+    if (r == NULL)
         return;
-    }
+    r->n_verifying--;
+    if (m->status.code != ST_OK)
+        r->differs = m->status;
+    if (r->state == REQ_RECEIVING || r->n_verifying > 0)
+        return; /* what differs is sent again when all is there */
+    action = receive_action(r->state, r->differs.code == ST_OK ? HE_VERIFIED : HE_DIFFERS);
     assert(action == HA_RUN || action == HA_RESEND);
     if (action == HA_RUN) {
-        r->stats.has_checksums_verified = true;
-        r->stats.checksums_verified = n_groups;
-        r->stats.has_arrive_us = true;
-        r->stats.arrive_us = clock_now_us() - r->done_us;
-        tell(r, "release");
-        h->events.arrived(h->events.arg, r);
+        arrived(h, r);
         return;
     }
     log_error("%s: KV from prefill worker %s over %s: %s", r->rid,
-              prefill_worker_address(r->prefill), r->transport, result->msg);
+              prefill_worker_address(r->prefill), r->transport, r->differs.msg);
     if (r->resent || prefill_worker_state(r->prefill) != PREFILL_READY) {
-        h->events.failed(h->events.arg, r, result);
+        h->events.failed(h->events.arg, r, &r->differs);
         return;
     }
     r->resent = true;
+    forget_told(r);
     request_enter(r, REQ_RECEIVING, "checksums differ");
     tell(r, "resend");
 }
@@ -319,11 +367,8 @@ static void lost_one(struct handoffs *h, struct request *r, struct prefill_worke
         try_next(h, r, why);
         return;
     case HA_QUARANTINE:
-        if (r->peer_may_write) {
-            quarantine(h, r, p);
-            r->peer_may_write = false;
-            check_drained(h, r);
-        }
+        quarantine(h, r, p);
+        h->events.drained(h->events.arg, r);
         return;
     case HA_REQUEUE:
         break;
@@ -395,7 +440,7 @@ void handoffs_close(struct handoffs *h)
     prefill_workers_close(h->workers);
 }
 
-bool handoffs_closed_all(const struct handoffs *h)
+bool handoffs_ended(const struct handoffs *h)
 {
-    return prefill_workers_all_closed(h->workers);
+    return h->n_verifying == 0 && prefill_workers_all_closed(h->workers);
 }

@@ -1,6 +1,7 @@
 /*
  * handoffs: gets prompts prefilled elsewhere and their KV into our pages: asks a prefill worker,
- * verifies what it wrote, asks for a resend once, falls back to the next one when it is lost.
+ * verifies what it wrote as it comes (while later pages are computed), asks for a resend once,
+ * falls back to the next one when it is lost.
  *
  * Promises  units of a request that was abandoned or lost are given back only when its prefill
  * worker has said that it stopped, or go into quarantine when it cannot say so any more. Threads
@@ -9,6 +10,7 @@
 #ifndef BATON_DECODE_HANDOFFS_H
 #define BATON_DECODE_HANDOFFS_H
 
+#include "decode/messages.h"
 #include "decode/prefill_workers.h"
 #include "decode/request.h"
 
@@ -21,7 +23,7 @@ struct handoff_events {
     void (*arrived)(void *arg, struct request *r);
     /* No prefill worker could do it, or one refused it for good. */
     void (*failed)(void *arg, struct request *r, const struct status *error);
-    /* DRAINING, and nobody writes or reads its units any more. */
+    /* DRAINING, and nobody writes its units any more. */
     void (*drained)(void *arg, struct request *r);
     void *arg;
 };
@@ -47,14 +49,14 @@ void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V
                     struct request *requests);
 void handoffs_closed(struct handoffs *h, struct session_link *link, const struct status *why,
                      struct request *requests);
-void handoffs_verified(struct handoffs *h, struct request *r, const struct status *result,
-                       uint32_t n_groups);
+void handoffs_verified(struct handoffs *h, const struct msg_verified *m, struct request *requests);
 
 /** Bounds that pass without a message. */
 void handoffs_tick(struct handoffs *h);
 
 /** Tear-down: ends the sessions; their closed messages follow. */
 void handoffs_close(struct handoffs *h);
-bool handoffs_closed_all(const struct handoffs *h);
+/** They have, and no comparison is under way. */
+bool handoffs_ended(const struct handoffs *h);
 
 #endif

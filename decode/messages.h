@@ -3,7 +3,7 @@
  *
  *   rpc thread ──DM_ROUTER_*──▶ engine      sessions that routers opened with us
  *   rpc thread ──DM_PREFILL_*──▶ engine     sessions that we opened with prefill workers
- *   transfer thread ──DM_VERIFIED──▶ engine
+ *   verify thread ──DM_VERIFIED──▶ engine
  *   main ──DM_DRAIN──▶ engine
  *
  * The mailbox owns a message in flight, the engine frees it (decode_msg_free) after handling.
@@ -11,6 +11,8 @@
  */
 #ifndef BATON_DECODE_MESSAGES_H
 #define BATON_DECODE_MESSAGES_H
+
+#include <stdbool.h>
 
 #include "baton/v1/decode.pb-c.h"
 #include "baton/v1/prefill.pb-c.h"
@@ -26,8 +28,6 @@ enum decode_msg_type {
     DM_VERIFIED,
     DM_DRAIN
 };
-
-struct request;
 
 /* One session as the rpc thread knows it; the engine frees it after its closed message. */
 struct session_link {
@@ -53,12 +53,18 @@ struct msg_unpacked {
     }; /* the message's */
 };
 
-/* DM_VERIFIED: the checksums of one request's pages were compared */
+/* DM_VERIFIED: the checksums of some of a request's units were compared. It is made before they
+ * are, and has a reference of each unit until the engine has handled it: whatever becomes of the
+ * request meanwhile, nobody else gets what is still read. */
 struct msg_verified {
     struct msg base;
-    struct request *request;
+    struct mailbox *engine;
+    uint64_t name;    /* the request's */
+    uint32_t attempt; /* of the request, the results of earlier ones are nobody's any more */
     struct status status;
-    uint32_t n_groups;
+    bool with_slot;
+    uint32_t slot, n_pages;
+    uint32_t pages[];
 };
 
 void decode_msg_free(struct msg *m);

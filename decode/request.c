@@ -17,7 +17,7 @@ static const uint32_t next_states[REQ_N_STATES] = {
     [REQ_WAITING] = TO(REQ_ASKING) | TO(REQ_RUNNING) | TO(REQ_DONE),
     [REQ_ASKING] = TO(REQ_RECEIVING) | TO(REQ_WAITING) | TO(REQ_DONE),
     [REQ_RECEIVING] = TO(REQ_VERIFYING) | TO(REQ_WAITING) | TO(REQ_DRAINING) | TO(REQ_DONE),
-    [REQ_VERIFYING] = TO(REQ_RUNNING) | TO(REQ_RECEIVING) | TO(REQ_DRAINING) | TO(REQ_DONE),
+    [REQ_VERIFYING] = TO(REQ_RUNNING) | TO(REQ_RECEIVING) | TO(REQ_DONE),
     [REQ_RUNNING] = TO(REQ_WAITING) | TO(REQ_DONE),
     [REQ_DRAINING] = TO(REQ_DONE),
 };
@@ -179,6 +179,18 @@ static enum status_code keep_logprobs(struct request *r, const Baton__V1__Prefil
     return st->code;
 }
 
+enum status_code request_keep_written(struct request *r, const Baton__V1__PrefillWritten *m,
+                                      struct status *st)
+{
+    size_t n_pages = r->seq.n_pages - r->seq.n_hit_pages;
+
+    if (m->first != r->n_told || m->n_checksums == 0 || m->n_checksums > n_pages - r->n_told)
+        return status_set(st, ST_CORRUPT, "%zu checksums from %u on, of %zu pages with %u told",
+                          m->n_checksums, m->first, n_pages, r->n_told);
+    memcpy(r->crc + r->n_told, m->checksums, m->n_checksums * sizeof(*r->crc));
+    return status_ok(st);
+}
+
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
                                    struct status *st)
 {
@@ -187,8 +199,10 @@ enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDo
     if (m->n_checksums != expected)
         return status_set(st, ST_CORRUPT, "%zu checksums came for %zu pages and a slot",
                           m->n_checksums, expected - 1);
+    if (memcmp(r->crc, m->checksums, r->n_told * sizeof(*r->crc)) != 0)
+        return status_set(st, ST_CORRUPT, "checksums of the first %u pages were told differently",
+                          r->n_told);
     r->first_token = m->first_token;
-    r->n_crc = (uint32_t)m->n_checksums;
     memcpy(r->crc, m->checksums, m->n_checksums * sizeof(*r->crc));
     keep_stats(r, m->stats);
     return keep_logprobs(r, m, st);

@@ -8,8 +8,7 @@
  *      │  └───────┘          │  └─────────┘ resend    │        ASKING: has units, its prefill
  * worker's │  └───────────────────┘ prefill lost          │        session is not ready yet
  *      └──────────────────────────────────────────────┘ retracted
- *   RECEIVING, VERIFYING ─▶ DRAINING ─▶ DONE: no longer wanted, but its pages are still written or
- * read
+ *   RECEIVING ─▶ DRAINING ─▶ DONE: no longer wanted, but its prefill worker may still write
  *
  * Owns      its sequence and the strings in it.
  * Threads   engine only.
@@ -32,10 +31,11 @@ struct prefill_worker;
 enum request_state {
     REQ_WAITING,   /* for pages, a slot, its turn */
     REQ_ASKING,    /* for a session with its prefill worker */
-    REQ_RECEIVING, /* the prefill worker computes and writes into our pages */
-    REQ_VERIFYING, /* the transfer thread compares checksums */
+    REQ_RECEIVING, /* the prefill worker computes and writes into our pages; those that are there
+                      are compared with their checksums meanwhile */
+    REQ_VERIFYING, /* all is written; what has not been compared yet is */
     REQ_RUNNING,   /* in the batch of every step */
-    REQ_DRAINING,  /* over, but its pages may still be written or read */
+    REQ_DRAINING,  /* over, but its prefill worker may still write its pages */
     REQ_DONE,
     REQ_N_STATES
 };
@@ -58,14 +58,15 @@ struct request {
     struct prefill_worker *prefill; /* asked now */
     bool resent;                    /* a checksum mismatch was already answered with a resend */
     uint64_t done_us;               /* when the peer said that all bytes are written */
-    bool peer_may_write;            /* DRAINING: until the prefill worker says stopped or done */
-    bool verifying;                 /* DRAINING: until DM_VERIFIED */
-    struct status last_error;       /* of the prefill workers tried */
+    uint32_t attempt;         /* counts submits: results of earlier ones are told from these */
+    struct status last_error; /* of the prefill workers tried */
 
-    /* The handoff's message, kept until its checksums are verified. */
+    /* What came with the handoff's messages, kept until its checksums are verified. */
     int32_t first_token;
-    uint32_t *crc; /* [n_crc] */
-    uint32_t n_crc;
+    uint32_t *crc;                 /* [n_pages - n_hit_pages + 1]: of pages, then of the slot */
+    uint32_t n_told;               /* of crc that came before done; their comparison has begun */
+    uint32_t n_verifying;          /* comparisons of this attempt that are under way */
+    struct status differs;         /* ST_OK: none so far has found a difference */
     Baton__V1__HandoffStats stats; /* strings below */
     char prefill_name[128], transport[128];
     bool stats_sent;
@@ -91,6 +92,10 @@ void request_free(struct request *r);
 
 /** What the router hears of a request whose prompt was computed here. */
 void request_note_local(struct request *r);
+
+/** Keeps what a written message brought. @return ST_OK; ST_CORRUPT when it is not the next part */
+enum status_code request_keep_written(struct request *r, const Baton__V1__PrefillWritten *m,
+                                      struct status *st);
 
 /** Keeps what a done message brought. @return ST_OK; ST_CORRUPT when it contradicts the request */
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,

@@ -49,6 +49,8 @@ enum handoff_action {
     HANDOFF_IGNORE,    /* late, twice, or out of order */
     HANDOFF_COMPUTE,
     HANDOFF_FLUSH,
+    HANDOFF_TELL_WRITTEN, /* the peer hears that some pages are there; later ones are still to come
+                           */
     HANDOFF_TELL_DONE,
     HANDOFF_SEND_AGAIN,
     HANDOFF_STOP,         /* transfers are asked to end; at once when none runs */
@@ -88,6 +90,7 @@ struct handoff {
     uint32_t remote_slot;
     uint32_t n_puts;     /* transfers that run now */
     uint32_t *crc;       /* [n_pages - n_present + 1] */
+    uint32_t n_told;     /* of crc that the peer was told before all were known */
     struct status error; /* why STOPPING; ST_CANCELLED when the peer asked */
     int32_t first_token;
     uint64_t kv_bytes, queued_us, start_us, compute_us, transfer_us;

@@ -205,10 +205,23 @@ static void on_request(struct prefill_loop *l, struct prefill_link *link,
         on_release(l, peer, m->release->request_id);
 }
 
-/* A transfer has ended: was it the last? */
-static void puts_ended(struct prefill_loop *l, struct handoff *h)
+/* The peer compares while later chunks are computed. Transfers end in their order but for faults;
+ * what is out of order is told with done. */
+static void tell_written(struct handoff *h, uint32_t first, uint32_t n)
+{
+    if (h->n_resends > 0 || first != h->n_told || n == 0)
+        return;
+    reply_written(h->peer, h->id, first, n, h->crc + first);
+    h->n_told += n;
+}
+
+/* A transfer, of n groups, has ended: was it the last? */
+static void puts_ended(struct prefill_loop *l, struct handoff *h, uint32_t first, uint32_t n)
 {
     switch (handoff_action(h->state, h->n_puts == 0 ? HANDOFF_PUTS_ENDED : HANDOFF_PUT_ENDED)) {
+    case HANDOFF_TELL_WRITTEN:
+        tell_written(h, first, n);
+        break;
     case HANDOFF_TELL_DONE:
         tell_done(l, h);
         break;
@@ -225,7 +238,7 @@ static void stop_put_failed(struct prefill_loop *l, struct handoff *h, const str
 {
     stop(l, h, why);
     if (h->state == HANDOFF_STOPPING)
-        puts_ended(l, h);
+        puts_ended(l, h, 0, 0);
 }
 
 /* What of a transfer was done by the time that the prompt was computed: by its share of the time.
@@ -258,7 +271,7 @@ static void on_put_done(struct prefill_loop *l, const struct msg_put_done *m)
     if (m->status.code != ST_OK)
         stop_put_failed(l, h, &m->status);
     else
-        puts_ended(l, h);
+        puts_ended(l, h, m->first_group, m->n_groups);
 }
 
 static void peer_lost(void *arg, struct prefill_peer *peer)

@@ -48,6 +48,20 @@ void reply_stopped(struct prefill_peer *peer, uint64_t request_id, const struct 
     send_or_log(peer, &reply);
 }
 
+void reply_written(struct prefill_peer *peer, uint64_t request_id, uint32_t first, uint32_t n,
+                   uint32_t *checksums)
+{
+    Baton__V1__PrefillReply reply = BATON__V1__PREFILL_REPLY__INIT;
+    Baton__V1__PrefillWritten written = BATON__V1__PREFILL_WRITTEN__INIT;
+
+    written.request_id = request_id;
+    written.first = first;
+    written.n_checksums = n;
+    written.checksums = checksums;
+    reply.written = &written;
+    send_or_log(peer, &reply);
+}
+
 enum status_code reply_done(const struct handoff *h, const struct worker *w, struct status *st)
 {
     Baton__V1__PrefillReply reply = BATON__V1__PREFILL_REPLY__INIT;

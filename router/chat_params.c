@@ -248,6 +248,7 @@ static const struct field chat_fields[] = {
     FIELD_ELSEWHERE_ROW("reasoning_effort"),
     FIELD_ELSEWHERE_ROW("chat_template_kwargs"),
     FIELD_ELSEWHERE_ROW("continue_final_message"),
+    FIELD_ELSEWHERE_ROW("add_generation_prompt"), /* vLLM's: false beside the former */
     FIELD_ELSEWHERE_ROW("task"),
     /* The generation and the answer. */
     {"max_tokens", FIELD_INT, AT(max_tokens), 1, INT32_MAX},
@@ -260,7 +261,6 @@ static const struct field chat_fields[] = {
     /* Not offered. */
     FIELD_NEUTRAL_ROW("echo", "false"),
     FIELD_NEUTRAL_ROW("include_reasoning", "true"),
-    FIELD_NEUTRAL_ROW("add_generation_prompt", "true"),
     FIELD_NEUTRAL_ROW("verbosity", "\"medium\""),
     {"modalities", FIELD_READ, .read = read_modalities},
     FIELD_NEUTRAL_ROW("audio", NULL),

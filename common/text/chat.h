@@ -27,8 +27,9 @@ enum chat_profile {
 };
 
 enum {
-    /* How request bodies are read: as Python clients write and servers in Python read them. */
-    CHAT_JSON_FLAGS = JSON_LAST_KEY_WINS
+    /* How request bodies are read: strictly. Of a key that stands twice, readers take one value or
+     * the other: what a proxy has checked need not be what we would do, so it is refused. */
+    CHAT_JSON_FLAGS = 0
 };
 
 struct chat_options {

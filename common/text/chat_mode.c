@@ -216,7 +216,7 @@ static bool find_named(struct chat_mode *out, const struct json *name, struct ch
                      chat_shown(name), name->text);
 }
 
-/* A choice without tools says nothing. */
+/* Without tools "auto" and "none" say nothing; a call cannot be forced. */
 static bool read_tools(const struct json *body, struct chat_mode *out, struct toggles *t,
                        struct chat_error *err)
 {
@@ -228,7 +228,9 @@ static bool read_tools(const struct json *body, struct chat_mode *out, struct to
     if (tools != NULL && tools->type != JSON_ARRAY)
         return chat_fail(err, "invalid_type", "tools", "tools must be a list");
     if (tools == NULL || tools->len == 0)
-        return true;
+        return choice == TOOLS_AUTO || choice == TOOLS_NONE ||
+               chat_fail(err, "invalid_value", "tool_choice",
+                         "tool_choice asks for a call, but there are no tools");
     out->has_tools = true;
     for (uint32_t i = 0; i < tools->len; i++)
         if (!check_tool(&tools->items[i], i, err))

@@ -278,7 +278,7 @@ static bool read_continuation(struct reader *r)
 {
     uint32_t last = r->messages->len - 1;
     const struct json *role = json_get(&r->messages->items[last], "role");
-    bool final = false, prefix;
+    bool final = false, turn = true, prefix;
 
     if (!chat_get_bool(r->body, "", "continue_final_message", &final, r->err))
         return false;
@@ -293,6 +293,12 @@ static bool read_continuation(struct reader *r)
         return chat_fail(r->err, "invalid_value", "continue_final_message",
                          "continue_final_message needs an assistant message at the end");
     r->continues |= final;
+    if (!chat_get_bool(r->body, "", "add_generation_prompt", &turn, r->err))
+        return false;
+    if (!turn && !r->continues)
+        return chat_fail(r->err, "invalid_value", "add_generation_prompt",
+                         "add_generation_prompt can be false only where the last message is "
+                         "continued (continue_final_message)");
     return !r->continues || check_continuation(r, last);
 }
 

@@ -293,6 +293,8 @@ def thinks(field, value):
 def goes_on(c, api):
     messages = APIS[api].body({"report": "ids"})["messages"] + [{"role": "assistant", "content": "so far"}]
     got = report(c, api, {"messages": messages, "continue_final_message": True})["prompt"]
+    assert got == report(c, api, {"messages": messages, "continue_final_message": True,
+                                  "add_generation_prompt": False})["prompt"]
     assert post(c, "/detokenize", {"tokens": got})[1]["text"].endswith("so far")
 
 

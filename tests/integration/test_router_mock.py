@@ -272,6 +272,8 @@ def post(c, body, headers=None):
     ("prompt_logprobs", 1), ("regex", "a+"), ("ebnf", "x"), ("lora_path", "x"),
     ("functions", [{}]), ("audio", {}), ("priority", 1.5), ("store", True), ("no_such_field", 1),
     ("response_format", {"type": "nonsense"}), ("reasoning_effort", "enormous"), ("tool_choice", "perhaps"),
+    ("tool_choice", "required"), ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+    ("add_generation_prompt", False), ("add_generation_prompt", 0),
 ])
 def test_what_is_not_offered_or_out_of_bounds_is_refused_by_name(router, field, value):
     status, body = post(router, {"model": "m", "messages": [{"role": "user", "content": "x"}], field: value})
@@ -298,6 +300,8 @@ def test_neutral_values_and_labels_are_taken(router):
     (b'{"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": true}}', "stream_options"),
     (b'{"messages": [{"role": "user", "content": "x"}], "stream": true, "stream_options": {"x": 1}}', "stream_options"),
     (b"[" * 100000, "JSON"),
+    (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "max_tokens": 2}', "stands twice"),
+    (b'{"messages": [{"role": "user", "role": "system", "content": "x"}]}', "stands twice"),
 ])
 def test_malformed_bodies_are_refused_with_the_reason(router, body, word):
     status, got = post(router, body)

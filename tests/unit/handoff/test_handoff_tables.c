@@ -31,8 +31,8 @@ static void every_pair_has_an_action(void **state)
 
 static void no_message_of_a_peer_is_called_our_bug(void **state)
 {
-    static const enum receive_event to_decode[] = {HE_READY,   HE_DONE, HE_STOPPED,
-                                                   HE_REFUSED, HE_LOST, HE_UNWANTED};
+    static const enum receive_event to_decode[] = {HE_READY,   HE_WRITTEN, HE_DONE,    HE_STOPPED,
+                                                   HE_REFUSED, HE_LOST,    HE_UNWANTED};
     static const enum handoff_event to_prefill[] = {HANDOFF_CANCEL, HANDOFF_RESEND, HANDOFF_RELEASE,
                                                     HANDOFF_FAILED};
 
@@ -49,13 +49,16 @@ static void no_message_of_a_peer_is_called_our_bug(void **state)
 
 enum { WIRE = 4, WORLDS_MAX = 1 << 20 };
 enum { SUBMIT = 1, CANCEL, RESEND, RELEASE }; /* decode to prefill */
-enum { DONE = 1, STOPPED, REFUSED };          /* prefill to decode */
+enum { WRITTEN = 1, DONE, STOPPED, REFUSED }; /* prefill to decode */
 
 struct world {
     uint8_t d, p; /* states; p is GONE before the submit */
     uint8_t puts; /* 0 or 1 */
+    uint8_t told; /* the part that was written before the rest */
     uint8_t d_to_p[WIRE], p_to_d[WIRE];
-    uint8_t peer_may_write, verifying, resent, cut, units_ours, twice;
+    uint8_t verifying; /* comparisons that d waits for, or will; each holds its units itself */
+    uint8_t differs;   /* one of them did */
+    uint8_t resent, cut, units_ours, twice;
 };
 
 static struct world *worlds;
@@ -80,7 +83,7 @@ static int hear(uint8_t *wire)
     return what;
 }
 
-/* The units are given to others, or run: nobody may write or read them any more. */
+/* The units are given to others, or run: nobody may write them any more. */
 static void units_go(struct world *w)
 {
     /* A cut ends the prefill side's transfers by proof or quarantine; one that was asked twice
@@ -90,23 +93,14 @@ static void units_go(struct world *w)
     if (!excused && (w->puts > 0 || (w->p != HANDOFF_SENT && w->p != HANDOFF_GONE)))
         fail_msg("units of decode state %d go while prefill is in %d with %d puts; resent %d", w->d,
                  w->p, w->puts, w->resent);
-    assert_int_equal(w->verifying, 0);
     w->units_ours = 0;
+    w->verifying = w->differs = 0; /* what comes of comparisons is nobody's any more */
 }
 
 static void tell_prefill(struct world *w, int what)
 {
     if (!w->cut)
         say(w->d_to_p, what);
-}
-
-static void decode_drained(struct world *w)
-{
-    if (w->peer_may_write || w->verifying)
-        return;
-    if (w->units_ours)
-        units_go(w);
-    w->d = REQ_DONE;
 }
 
 static void decode_on(struct world *w, enum receive_event e)
@@ -116,8 +110,11 @@ static void decode_on(struct world *w, enum receive_event e)
         tell_prefill(w, SUBMIT);
         w->d = REQ_RECEIVING;
         break;
+    case HA_VERIFY_PART:
+        w->verifying++;
+        break;
     case HA_VERIFY:
-        w->verifying = 1;
+        w->verifying++;
         w->d = REQ_VERIFYING;
         break;
     case HA_NEXT: /* to another one, which may write the same units */
@@ -127,13 +124,15 @@ static void decode_on(struct world *w, enum receive_event e)
         w->d = REQ_DONE;
         break;
     case HA_RUN:
-        w->verifying = 0;
+        assert_int_equal(w->verifying, 0);
+        assert_int_equal(w->differs, 0);
         tell_prefill(w, RELEASE);
         units_go(w);
         w->d = REQ_RUNNING;
         break;
     case HA_RESEND:
-        w->verifying = 0;
+        assert_int_equal(w->verifying, 0);
+        w->differs = 0;
         if (w->resent || w->cut) {
             decode_on(w, HE_UNWANTED);
             break;
@@ -143,39 +142,37 @@ static void decode_on(struct world *w, enum receive_event e)
         tell_prefill(w, RESEND);
         break;
     case HA_REQUEUE: /* into quarantine */
-        w->units_ours = 0;
+    case HA_QUARANTINE:
+        w->units_ours = w->verifying = w->differs = 0;
         w->d = REQ_DONE;
         break;
     case HA_CANCEL:
-        w->peer_may_write = 1;
         w->d = REQ_DRAINING;
         tell_prefill(w, CANCEL);
         break;
     case HA_RELEASE:
         tell_prefill(w, RELEASE);
-        w->d = REQ_DRAINING;
-        decode_drained(w);
+        units_go(w);
+        w->d = REQ_DONE;
         break;
     case HA_STOPPED:
-        w->peer_may_write = 0;
-        decode_drained(w);
-        break;
-    case HA_READ:
-        w->verifying = 0;
-        decode_drained(w);
-        break;
-    case HA_QUARANTINE:
-        if (w->peer_may_write) {
-            w->units_ours = 0;
-            w->peer_may_write = 0;
-            decode_drained(w);
-        }
+        units_go(w);
+        w->d = REQ_DONE;
         break;
     case HA_IGNORE:
         break;
     default:
         fail_msg("decode: event %d in state %d", e, w->d);
     }
+}
+
+/* One comparison has ended. It is of this attempt: the code tells others by their number. */
+static void decode_compared(struct world *w, bool well)
+{
+    w->verifying--;
+    w->differs |= !well;
+    if (w->d == REQ_VERIFYING && w->verifying == 0)
+        decode_on(w, w->differs ? HE_DIFFERS : HE_VERIFIED);
 }
 
 static void prefill_on(struct world *w, enum handoff_event e, int stopped)
@@ -188,6 +185,11 @@ static void prefill_on(struct world *w, enum handoff_event e, int stopped)
     case HANDOFF_FLUSH:
         w->p = HANDOFF_FLUSHING;
         w->puts = 1;
+        break;
+    case HANDOFF_TELL_WRITTEN: /* once a world, so that they are finite */
+        if (!w->cut && !w->told)
+            say(w->p_to_d, WRITTEN);
+        w->told = 1;
         break;
     case HANDOFF_TELL_DONE:
         w->p = HANDOFF_SENT;
@@ -308,7 +310,7 @@ static bool can(const struct world *w, int move)
 static void make(struct world *w, int move)
 {
     static const enum receive_event heard[] = {
-        [DONE] = HE_DONE, [STOPPED] = HE_STOPPED, [REFUSED] = HE_REFUSED};
+        [WRITTEN] = HE_WRITTEN, [DONE] = HE_DONE, [STOPPED] = HE_STOPPED, [REFUSED] = HE_REFUSED};
 
     if (move == GETS_READY)
         decode_on(w, HE_READY);
@@ -327,7 +329,7 @@ static void make(struct world *w, int move)
     else if (move == STEP_FAILS || move == REFUSES)
         prefill_on(w, HANDOFF_FAILED, move == REFUSES ? REFUSED : STOPPED);
     else if (move == VERIFIED || move == DIFFERS)
-        decode_on(w, move == VERIFIED ? HE_VERIFIED : HE_DIFFERS);
+        decode_compared(w, move == VERIFIED);
     else if (move == UNWANTED)
         decode_on(w, HE_UNWANTED);
     else if (move == CUT)

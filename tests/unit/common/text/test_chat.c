@@ -216,7 +216,7 @@ static void systems_continuations_and_reminders(void **state)
           &ga,
           BOS USER "u" ASSISTANT "</think>a" EOS "<｜latest_reminder｜>now" ASSISTANT "<think>",
           TURN_REASONING);
-    check("{\"messages\": [" U "], \"tool_choice\": \"required\", " OFF "}", &ga,
+    check("{\"messages\": [" U "], \"tool_choice\": \"auto\", \"tools\": [], " OFF "}", &ga,
           BOS USER "u" ASSISTANT "</think>", TURN_CONTENT);
     check("{\"messages\": [" U "], \"task\": \"action\", \"reasoning_effort\": \"low\"}", &ga,
           BOS USER "u" ASSISTANT "<think><｜action｜>", TURN_CONTENT);
