@@ -41,6 +41,12 @@ static inline bool dev_is_null(struct dev_ptr p)
     return p.addr == 0;
 }
 
+/* A copy, and what belongs to it. */
+struct kernel_piece {
+    struct dev_ptr dst, src;
+    uint64_t bytes;
+};
+
 /* Sizes of the model that shape the operations; names as in config.json, shortened as in dsv4.py.
  */
 struct kernel_dims {
@@ -187,6 +193,17 @@ struct kernel_ops {
     /* The host address of device memory that the host can read (host backends), else NULL. For
      * transfer and tests only, never for arithmetic in the model. */
     void *(*dev_host)(struct kernels *k, struct dev_ptr p);
+
+    /* Where dev_host() gives nothing, else NULL: makes host memory, page-aligned, reachable for
+     * dev_move(), at its own address. Returns 0, or -1 with k->error set. */
+    int (*dev_share)(struct kernels *k, void *host, size_t bytes);
+    void (*dev_unshare)(struct kernels *k, void *host);
+    /* Copies n pieces, each of its ends memory of the device or shared by the host, and computes
+     * the CRC32C of groups of them on the device side: piece ends of group g at group_end[g], its
+     * bytes read from src, or after the copy from dst (crc_of_dst). Waits. crc [n_groups]. Returns
+     * 0, or -1 with k->error set. */
+    int (*dev_move)(struct kernels *k, const struct kernel_piece *pieces, size_t n,
+                    const uint32_t *group_end, size_t n_groups, bool crc_of_dst, uint32_t *crc);
 
     /* Makes a weight usable by the operations below: copies, repacks or borrows src->data (borrowed
      * bytes must outlive the kernels). Returns 0, or -1 with k->error set (out of memory). */

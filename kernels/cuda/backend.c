@@ -8,7 +8,7 @@
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/panel.h"
-#include "kernels/cuda/scatter.h"
+#include "kernels/cuda/pieces.h"
 #include "kernels/cuda/self_test.h"
 
 enum {
@@ -17,6 +17,8 @@ enum {
     RING_BYTES = 1 << 20,     /* of small writes; one may have a quarter */
     WRITES_MAX = 1024,
     LAYERS_MAX = 512,
+    MOVE_PIECES = 8192,         /* of a round of dev_move() */
+    MOVE_SPREAD = 16,           /* blocks of a piece */
     EXTRA_WORK_BYTES = 64 << 20 /* see cuda_ops_work_bytes() */
 };
 
@@ -40,8 +42,9 @@ struct backend {
     int turn;
     uint8_t *ring; /* pinned: the data of small writes */
     size_t ring_used;
-    struct scatter_write *writes; /* pinned, [WRITES_MAX] */
-    int n_writes, n_sent;         /* made so far and already launched, since the last sync() */
+    struct kernel_piece *writes; /* pinned, [WRITES_MAX] */
+    int n_writes, n_sent;        /* made so far and already launched, since the last sync() */
+    uint8_t *moves;              /* pinned: lists of dev_move() */
     struct experts layers[LAYERS_MAX];
     int n_layers;
 };
@@ -61,11 +64,10 @@ static int fail(struct kernels *k, const char *why)
 
 static void send_writes(struct backend *b)
 {
-    struct scatter_args a = {b->writes + b->n_sent, b->ring};
-    int n = b->n_writes - b->n_sent;
+    int first = b->n_sent;
 
     b->n_sent = b->n_writes;
-    cuda_scatter(b->gpu->stream, a, n);
+    cuda_pieces_copy(b->gpu->stream, b->writes + first, b->n_sent - first, 1);
 }
 
 /* The ring is empty again when the device has read it. */
@@ -78,9 +80,9 @@ static void empty_ring(struct backend *b)
     b->ring_used = 0;
 }
 
-static bool overlaps(const struct scatter_write *w, uint64_t dst, size_t bytes)
+static bool overlaps(const struct kernel_piece *w, uint64_t dst, size_t bytes)
 {
-    return dst < w->dst + w->bytes && w->dst < dst + bytes;
+    return dst < w->dst.addr + w->bytes && w->dst.addr < dst + bytes;
 }
 
 static void small_write(struct backend *b, uint64_t dst, const void *src, size_t bytes)
@@ -95,7 +97,8 @@ static void small_write(struct backend *b, uint64_t dst, const void *src, size_t
             break;
         }
     memcpy(b->ring + b->ring_used, src, bytes);
-    b->writes[b->n_writes++] = (struct scatter_write){dst, (uint32_t)b->ring_used, (uint32_t)bytes};
+    b->writes[b->n_writes++] =
+        (struct kernel_piece){{dst}, {(uint64_t)(uintptr_t)(b->ring + b->ring_used)}, bytes};
     b->ring_used += room;
 }
 
@@ -234,6 +237,86 @@ static void *dev_host(struct kernels *k, struct dev_ptr p)
         return NULL;
     empty_ring(backend_of(k));
     return (void *)(uintptr_t)p.addr;
+}
+
+/* ---- pieces ---- */
+
+static int dev_share(struct kernels *k, void *host, size_t bytes)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    return g->ops->share(g, host, bytes) == 0 ? 0 : fail(k, g->error);
+}
+
+static void dev_unshare(struct kernels *k, void *host)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    g->ops->unshare(g, host);
+}
+
+/* The groups of one round fit their pinned lists. */
+struct round {
+    struct kernel_piece *pieces, *ends; /* as given, and for the checksum */
+    int32_t *group_first;
+    uint32_t *crc;
+};
+
+static struct round round_of(struct backend *b)
+{
+    uint8_t *at = b->moves;
+    struct round r;
+
+    r.pieces = (struct kernel_piece *)(void *)at;
+    r.ends = r.pieces + MOVE_PIECES;
+    r.group_first = (int32_t *)(void *)(r.ends + MOVE_PIECES);
+    r.crc = (uint32_t *)(void *)(r.group_first + MOVE_PIECES + 1);
+    return r;
+}
+
+/* Groups [g, n_groups) as far as they fit. @return the first that does not */
+static size_t move_round(struct backend *b, const struct kernel_piece *pieces,
+                         const uint32_t *group_end, size_t g, size_t n_groups, bool crc_of_dst,
+                         uint32_t *crc)
+{
+    struct round r = round_of(b);
+    struct pieces_crc_args a = {r.crc, r.ends, r.group_first};
+    uint32_t first = g > 0 ? group_end[g - 1] : 0, n = 0;
+    size_t from = g;
+
+    for (; g < n_groups && group_end[g] - first <= MOVE_PIECES; g++) {
+        r.group_first[g - from] = (int32_t)n;
+        n = group_end[g] - first;
+    }
+    r.group_first[g - from] = (int32_t)n;
+    for (uint32_t i = 0; i < n; i++) {
+        r.pieces[i] = r.ends[i] = pieces[first + i];
+        if (crc_of_dst)
+            r.ends[i].src = r.ends[i].dst;
+    }
+    cuda_pieces_copy(b->gpu->stream, r.pieces, (int)n, MOVE_SPREAD);
+    cuda_pieces_crc(b->gpu->stream, a, (int)(g - from));
+    b->gpu->ops->wait(b->gpu);
+    memcpy(crc + from, r.crc, (g - from) * sizeof(*crc));
+    return g;
+}
+
+static int dev_move(struct kernels *k, const struct kernel_piece *pieces, size_t n,
+                    const uint32_t *group_end, size_t n_groups, bool crc_of_dst, uint32_t *crc)
+{
+    struct backend *b = backend_of(k);
+    size_t g = 0;
+
+    (void)n;
+    cuda_ops_of(k); /* after what is queued */
+    while (g < n_groups) {
+        size_t end = move_round(b, pieces, group_end, g, n_groups, crc_of_dst, crc);
+
+        if (end == g)
+            return fail(k, "a page of more pieces than there is room for");
+        g = end;
+    }
+    return dev_sync(k);
 }
 
 /* ---- weights ---- */
@@ -498,6 +581,7 @@ static void backend_close(struct kernels *k)
         g->ops->give_pinned(g, b->piece[i]);
     g->ops->give_pinned(g, b->ring);
     g->ops->give_pinned(g, b->writes);
+    g->ops->give_pinned(g, b->moves);
     g->ops->close(g); /* with all memory */
     free(b);
 }
@@ -513,6 +597,9 @@ static void fill(struct backend *b)
         .dev_copy = dev_copy,
         .sync = dev_sync,
         .dev_host = dev_host,
+        .dev_share = dev_share,
+        .dev_unshare = dev_unshare,
+        .dev_move = dev_move,
         .weight_load = weight_load,
         .weight_unload = weight_unload,
         .experts_load = experts_load,
@@ -539,7 +626,9 @@ static const char *take_all(struct backend *b, const struct kernel_dims *dims)
     }
     b->ring = g->ops->take_pinned(g, RING_BYTES);
     b->writes = g->ops->take_pinned(g, WRITES_MAX * sizeof(*b->writes));
-    if (b->ring == NULL || b->writes == NULL)
+    b->moves = g->ops->take_pinned(
+        g, MOVE_PIECES * (2 * sizeof(struct kernel_piece) + 2 * sizeof(uint32_t)) + 64);
+    if (b->ring == NULL || b->writes == NULL || b->moves == NULL)
         return "small writes";
     b->ops.work_bytes = cuda_ops_work_bytes(dims) + EXTRA_WORK_BYTES;
     b->ops.work = (void *)(uintptr_t)g->ops->take(g, b->ops.work_bytes);

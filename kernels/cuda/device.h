@@ -151,6 +151,18 @@ CUDA_DEVICE void dev_load_16(uint32_t out[4], const void *p)
 #endif
 }
 
+CUDA_DEVICE void dev_store_16(void *p, const uint32_t v[4])
+{
+#ifdef __CUDACC__
+    *(uint4 *)p = make_uint4(v[0], v[1], v[2], v[3]);
+#else
+    uint32_t *to = (uint32_t *)p;
+
+    for (int i = 0; i < 4; i++)
+        to[i] = v[i];
+#endif
+}
+
 /* x within [-6, 6]; ties to even. */
 CUDA_DEVICE uint32_t dev_to_e2m1(float x)
 {

@@ -10,8 +10,8 @@
 #include "kernels/cuda/ops.cu"          /* NOLINT */
 #include "kernels/cuda/ops_products.cu" /* NOLINT */
 #include "kernels/cuda/panel.cu"        /* NOLINT */
+#include "kernels/cuda/pieces.cu"       /* NOLINT */
 #include "kernels/cuda/sampler.cu"      /* NOLINT */
-#include "kernels/cuda/scatter.cu"      /* NOLINT */
 #include "kernels/cuda/streams.cu"      /* NOLINT */
 
 #include "kernels/cuda/emulated.h"
@@ -73,6 +73,20 @@ static void emulated_give_pinned(struct gpu *g, void *p)
 {
     (void)g;
     free(p);
+}
+
+static int emulated_share(struct gpu *g, void *host, size_t bytes)
+{
+    (void)g;
+    (void)host;
+    (void)bytes;
+    return 0;
+}
+
+static void emulated_unshare(struct gpu *g, void *host)
+{
+    (void)g;
+    (void)host;
 }
 
 static void emulated_to_device(struct gpu *g, uint64_t dst, const void *pinned, size_t bytes)
@@ -143,6 +157,8 @@ static const struct gpu_ops emulated_gpu_ops = {
     .give = emulated_give,
     .take_pinned = emulated_take_pinned,
     .give_pinned = emulated_give_pinned,
+    .share = emulated_share,
+    .unshare = emulated_unshare,
     .to_device = emulated_to_device,
     .to_host = emulated_to_host,
     .within = emulated_within,

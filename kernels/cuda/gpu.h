@@ -28,6 +28,11 @@ struct gpu_ops {
     void *(*take_pinned)(struct gpu *g, size_t bytes);
     void (*give_pinned)(struct gpu *g, void *p);
 
+    /** Host memory of the caller's, page-aligned, becomes such memory, at its own address.
+     * @return 0, or -1 with g->error set */
+    int (*share)(struct gpu *g, void *host, size_t bytes);
+    void (*unshare)(struct gpu *g, void *host);
+
     /* In stream order; host memory is pinned and stays as it is until the copy is done. */
     void (*to_device)(struct gpu *g, uint64_t dst, const void *pinned, size_t bytes);
     void (*to_host)(struct gpu *g, void *pinned, uint64_t src, size_t bytes);

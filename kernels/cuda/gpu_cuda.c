@@ -177,6 +177,28 @@ static void give_pinned(struct gpu *g, void *p)
         }
 }
 
+static int share(struct gpu *g, void *host, size_t bytes)
+{
+    void *seen = NULL;
+
+    enter(g);
+    if (!check(g, cudaHostRegister(host, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
+               "cudaHostRegister (memlock limit?)") ||
+        !check(g, cudaHostGetDevicePointer(&seen, host, 0), "cudaHostGetDevicePointer"))
+        return -1;
+    if (seen == host)
+        return 0;
+    cudaHostUnregister(host);
+    snprintf(g->error, sizeof(g->error), "%.60s sees host memory at another address", g->name);
+    return -1;
+}
+
+static void unshare(struct gpu *g, void *host)
+{
+    enter(g);
+    check(g, cudaHostUnregister(host), "cudaHostUnregister");
+}
+
 /* ---- order ---- */
 
 static void copy(struct gpu *g, void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind)
@@ -304,6 +326,8 @@ static const struct gpu_ops cuda_gpu_ops = {
     .give = give,
     .take_pinned = take_pinned,
     .give_pinned = give_pinned,
+    .share = share,
+    .unshare = unshare,
     .to_device = to_device,
     .to_host = to_host,
     .within = within,
