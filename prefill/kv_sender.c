@@ -11,6 +11,8 @@ struct put {
     struct mailbox *engine;
     struct handoff *handoff;
     uint32_t first_group;
+    uint32_t n_crc; /* 0: the transfer's checksums count */
+    uint32_t crc[]; /* [n_crc] of the device's bytes */
 };
 
 static void on_done(void *arg, const struct transfer_result *r)
@@ -32,13 +34,14 @@ static void on_done(void *arg, const struct transfer_result *r)
         .n_groups = r->n_groups,
     };
     if (crc_bytes > 0)
-        memcpy(m->crc, r->crc, crc_bytes);
+        memcpy(m->crc, put->n_crc == r->n_groups ? put->crc : r->crc, crc_bytes);
     mailbox_push(put->engine, &m->base);
     free(put);
 }
 
 enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, uint32_t end_page,
-                                bool last, struct mailbox *engine, struct status *st)
+                                bool last, struct kv_mirror *mirror, struct mailbox *engine,
+                                struct status *st)
 {
     struct handoff_units units = {h->seq.pages, h->remote_pages, h->seq.slot, h->remote_slot};
     struct handoff_list list = {0};
@@ -51,12 +54,17 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
     if (handoff_list_init(&list, g, &units, h->n_prompt, h->n_pages_sent, end_page, last, st) !=
         ST_OK)
         goto done;
-    put = malloc(sizeof(*put));
+    put = malloc(sizeof(*put) + list.n_groups * sizeof(*put->crc));
     if (put == NULL) {
         status_set(st, ST_EXHAUSTED, "no memory for a transfer");
         goto done;
     }
-    *put = (struct put){engine, h, h->n_pages_sent - h->n_present};
+    *put = (struct put){engine, h, h->n_pages_sent - h->n_present, 0};
+    if (mirror != NULL) {
+        if (kv_mirror_out(mirror, &list, put->crc, st) != ST_OK)
+            goto done;
+        put->n_crc = list.n_groups;
+    }
     if (transfer_put(h->peer->transfer, h->id, list.pieces, list.n_pieces, list.n_groups, on_done,
                      put, st) != ST_OK)
         goto done;

@@ -248,6 +248,11 @@ enum status_code model_record(struct model *m, const struct kv_memory *kv, int m
     return st->code;
 }
 
+bool model_kv_is_host(const struct model *m)
+{
+    return m->ranks[0].kernels.ops->dev_share == NULL;
+}
+
 void *model_host_address(struct model *m, struct dev_ptr p)
 {
     return m->ranks[0].kernels.ops->dev_host(&m->ranks[0].kernels, p);
@@ -482,4 +487,29 @@ enum status_code model_debug_layer(struct model *m, const struct kv_memory *kv, 
 enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, struct status *st)
 {
     return read_streams(m, mtp ? m->ranks[0].ws.mtp_streams : m->ranks[0].ws.streams, out, st);
+}
+
+enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_share(k, host, bytes) != 0)
+        return status_set(st, ST_EXHAUSTED, "%s", k->error);
+    return status_ok(st);
+}
+
+void model_memory_unshare(struct model *m, void *host)
+{
+    m->ranks[0].kernels.ops->dev_unshare(&m->ranks[0].kernels, host);
+}
+
+enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                   const uint32_t *group_end, size_t n_groups, bool to_device,
+                                   uint32_t *crc, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_move(k, pieces, n, group_end, n_groups, to_device, crc) != 0)
+        return status_set(st, ST_INTERNAL, "device: %s", k->error);
+    return status_ok(st);
 }

@@ -109,6 +109,9 @@ void model_kv_free(struct model *m, struct kv_memory *kv);
 enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
                               struct status *st);
 
+/** Whether the KV may be any host memory (CPU); else it is model_kv_alloc()'s. */
+bool model_kv_is_host(const struct model *m);
+
 /** Host address of device memory that this process can read and write, or NULL (GPU). */
 void *model_host_address(struct model *m, struct dev_ptr p);
 
@@ -166,6 +169,18 @@ bool model_has_mtp(const struct model *m);
 /** Zeroed device memory of the model's backend, or null; freed with model_memory_free(). */
 struct dev_ptr model_memory_alloc(struct model *m, size_t bytes);
 void model_memory_free(struct model *m, struct dev_ptr p);
+
+/** Makes page-aligned host memory one that model_memory_move() reaches; where model_host_address()
+ * gives NULL. @return ST_OK; ST_EXHAUSTED with what the device said */
+enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st);
+void model_memory_unshare(struct model *m, void *host);
+
+/** Copies pieces between device memory and such host memory, with checksums of the device's side of
+ * their groups: see dev_move of kernels.h. @param crc  out, [n_groups]
+ * @return ST_OK; ST_INTERNAL */
+enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                   const uint32_t *group_end, size_t n_groups, bool to_device,
+                                   uint32_t *crc, struct status *st);
 
 /** Copies device memory in the order of the forwards; ranges do not overlap. */
 void model_memory_copy(struct model *m, struct dev_ptr dst, struct dev_ptr src, size_t bytes);
