@@ -12,6 +12,10 @@
 #include "common/model/team.h"
 #include "common/model/weights.h"
 
+/* How long one operation of the reference kernels may take on a large model; those of the others
+ * take a fraction of a second. */
+enum { REF_BEAT_MS = 480000 };
+
 /* The step at which a test's rank stops for good. */
 enum { STALL_STEP = 3 };
 
@@ -52,7 +56,9 @@ static int threads_of_rank(const struct model *m, const struct model_options *op
 static enum status_code open_group(struct model *m, const struct model_options *opt,
                                    struct status *st)
 {
+    bool slow = opt->cpu_isa != NULL && strcmp(opt->cpu_isa, "ref") == 0;
     struct comm_options group = {.n_ranks = m->n_ranks,
+                                 .beat_ms = slow ? REF_BEAT_MS : 0,
                                  .on_failure = opt->on_group_failure,
                                  .arg = opt->on_group_failure_arg};
 

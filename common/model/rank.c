@@ -6,14 +6,19 @@
 
 /* ---- opening ---- */
 
-static void run_pool(void *pool, void (*fn)(void *arg, int part, int n_parts), void *arg)
+/* Operations run through here: each is a beat of the rank's heart. */
+static void run_pool(void *rank, void (*fn)(void *arg, int part, int n_parts), void *arg)
 {
-    pool_run(pool, fn, arg);
+    struct rank *r = rank;
+
+    if (r->comm != NULL)
+        comm_beat(r->comm);
+    pool_run(r->pool, fn, arg);
 }
 
-static int node_of(void *pool, int part)
+static int node_of(void *rank, int part)
 {
-    return pool_node(pool, part);
+    return pool_node(((struct rank *)rank)->pool, part);
 }
 
 static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct status *st)
@@ -120,7 +125,7 @@ static enum status_code open_kernels(struct rank *r, const struct model_options 
     if (pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
         return st->code;
     env = (struct kernel_env){.parallel = run_pool,
-                              .pool = r->pool,
+                              .pool = r,
                               .n_threads = pool_threads(r->pool),
                               .n_nodes = pool_nodes(r->pool),
                               .node_of = node_of,
