@@ -40,6 +40,7 @@ enum comm_type { COMM_BF16, COMM_F32 };
 struct comm_options {
     int n_ranks;
     int timeout_ms; /* 0: COMM_TIMEOUT_MS */
+    int init_ms;    /* nccl: how long the ranks may take to meet; 0: COMM_NCCL_INIT_MS */
     int beat_ms;    /* cpu: how long a rank that computes may take for one beat; 0: timeout_ms */
     /* Called once, by the thread that found the group failed, without locks; may end the process.
      * NULL: nobody. */
