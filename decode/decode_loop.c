@@ -14,7 +14,7 @@
 #include "decode/request.h"
 #include "decode/routers.h"
 
-/* The loop wakes at least this often: quarantine and drain bounds are looked at. */
+/* The loop wakes at least this often: drain bounds are looked at. */
 enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
 
 struct decode_loop {
@@ -214,10 +214,10 @@ static void on_router_request(struct decode_loop *l, struct router *router,
 {
     if (m->hello != NULL)
         router_list_hello(l->routers, router, m->hello);
-    if (m->submit != NULL)
-        on_submit(l, router, m->submit);
-    if (m->cancel != NULL)
-        on_cancel(l, router, m->cancel->request_id);
+    for (size_t i = 0; i < m->n_submit; i++)
+        on_submit(l, router, m->submit[i]);
+    for (size_t i = 0; i < m->n_cancel; i++)
+        on_cancel(l, router, m->cancel[i]->request_id);
 }
 
 static void on_router_closed(struct decode_loop *l, struct session_link *link)
@@ -261,6 +261,9 @@ static void handle(struct decode_loop *l, struct msg *m)
         decode_metrics_verified(&l->metrics, mv->status.code, mv->n_pages + mv->with_slot);
         handoffs_verified(l->handoffs, mv, l->requests);
         break;
+    case DM_WRITER_ENDED:
+        handoffs_writer_ended(l->handoffs, (struct msg_writer_ended *)m);
+        break;
     case DM_DRAIN:
         l->draining = true;
         l->drain_end_us = clock_now_us() + (uint64_t)l->w->opt.drain_timeout_s * 1000000;
@@ -302,7 +305,6 @@ void decode_loop_run(struct decode_loop *l)
             mailbox_wait(l->w->engine, l->draining ? DRAIN_WAIT_MS : IDLE_WAIT_MS);
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
-        handoffs_tick(l->handoffs);
         engine_admit(l->engine);
         idle = !engine_step(l->engine);
         router_list_flush(l->routers);

@@ -43,8 +43,9 @@ static enum status_code submit(struct request *r, struct status *st)
     s.has_n_pages_present = true;
     s.n_pages_present = r->seq.n_hit_pages;
     s.slot = r->seq.slot;
-    s.has_cache_salt = s.has_priority = true;
+    s.has_cache_salt = s.has_priority = s.has_cache_pin_s = true;
     s.cache_salt = r->seq.salt;
+    s.cache_pin_s = r->seq.pin_s;
     s.priority = r->seq.priority;
     s.rid = r->rid;
     m.submit = &s;
@@ -447,9 +448,9 @@ void handoffs_free(struct handoffs *h)
     free(h);
 }
 
-void handoffs_tick(struct handoffs *h)
+void handoffs_writer_ended(struct handoffs *h, const struct msg_writer_ended *m)
 {
-    prefill_workers_tick(h->workers);
+    prefill_workers_writer_ended(h->workers, m->writer, m->proven);
 }
 
 void handoffs_close(struct handoffs *h)

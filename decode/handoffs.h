@@ -44,15 +44,15 @@ void handoffs_start(struct handoffs *h, struct request *r);
  */
 bool handoffs_abandon(struct handoffs *h, struct request *r, const char *why);
 
+/** DM_WRITER_ENDED. */
+void handoffs_writer_ended(struct handoffs *h, const struct msg_writer_ended *m);
+
 /** DM_PREFILL_REPLY, DM_PREFILL_CLOSED, DM_VERIFIED; requests is the loop's list. */
 void handoffs_reply(struct handoffs *h, struct prefill_worker *p, const Baton__V1__PrefillReply *m,
                     struct request *requests);
 void handoffs_closed(struct handoffs *h, struct session_link *link, const struct status *why,
                      struct request *requests);
 void handoffs_verified(struct handoffs *h, const struct msg_verified *m, struct request *requests);
-
-/** Bounds that pass without a message. */
-void handoffs_tick(struct handoffs *h);
 
 /** Tear-down: ends the sessions; their closed messages follow. */
 void handoffs_close(struct handoffs *h);

@@ -4,6 +4,7 @@
  *   rpc thread ──DM_ROUTER_*──▶ engine      sessions that routers opened with us
  *   rpc thread ──DM_PREFILL_*──▶ engine     sessions that we opened with prefill workers
  *   verify thread ──DM_VERIFIED──▶ engine
+ *   transfer thread ──DM_WRITER_ENDED──▶ engine
  *   main ──DM_DRAIN──▶ engine
  *
  * The mailbox owns a message in flight, the engine frees it (decode_msg_free) after handling.
@@ -26,6 +27,7 @@ enum decode_msg_type {
     DM_PREFILL_REPLY,
     DM_PREFILL_CLOSED,
     DM_VERIFIED,
+    DM_WRITER_ENDED,
     DM_DRAIN
 };
 
@@ -65,6 +67,14 @@ struct msg_verified {
     bool with_slot;
     uint32_t slot, n_pages;
     uint32_t pages[];
+};
+
+/* DM_WRITER_ENDED: the prefill worker that had that name for the transfer writes no more, or is out
+ * of reach; see transfer_end_fn */
+struct msg_writer_ended {
+    struct msg base;
+    uint64_t writer;
+    bool proven;
 };
 
 void decode_msg_free(struct msg *m);

@@ -4,17 +4,13 @@
 #include <string.h>
 
 #include "common/base/buf.h"
-#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/rpc/rpc_message.h"
 #include "common/worker/worker.h"
 
-enum { QUARANTINE_MAX_US = 60 * 1000 * 1000 };
-
 /* Units that a lost session's peer may still write. */
 struct quarantine {
     struct quarantine *next;
-    uint64_t since_us;
     uint64_t writer; /* whom the transfer knows by that name, see transfer_describe_to() */
     uint32_t slot, n_pages;
     uint32_t pages[];
@@ -51,14 +47,13 @@ enum status_code prefill_workers_new(struct worker *w, const struct prefill_work
 
 enum { ANY_WRITER = 0 };
 
-/* Units held because of that writer, since older_than_us or longer. */
-static void release(struct prefill_workers *l, struct prefill_worker *p, uint64_t writer,
-                    uint64_t older_than_us)
+/* Units held because of that writer. */
+static void release(struct prefill_workers *l, struct prefill_worker *p, uint64_t writer)
 {
     for (struct quarantine **q = &p->held; *q != NULL;) {
         struct quarantine *held = *q;
 
-        if (held->since_us > older_than_us || (writer != ANY_WRITER && held->writer != writer)) {
+        if (writer != ANY_WRITER && held->writer != writer) {
             q = &held->next;
             continue;
         }
@@ -77,12 +72,23 @@ void prefill_workers_free(struct prefill_workers *l)
         struct prefill_worker *p = l->first;
 
         l->first = p->next;
-        release(l, p, ANY_WRITER, UINT64_MAX);
+        release(l, p, ANY_WRITER);
         rpc_client_free(p->client);
         free(p->address);
         free(p);
     }
     free(l);
+}
+
+static void on_writer_end(void *arg, uint64_t writer, bool proven)
+{
+    struct msg_writer_ended *m = malloc(sizeof(*m));
+
+    if (m == NULL)
+        abort(); /* the units in quarantine would stay there for ever */
+    *m =
+        (struct msg_writer_ended){.base.type = DM_WRITER_ENDED, .writer = writer, .proven = proven};
+    mailbox_push(arg, &m->base);
 }
 
 static enum status_code send_hello(struct prefill_workers *l, struct prefill_worker *p,
@@ -93,7 +99,8 @@ static enum status_code send_hello(struct prefill_workers *l, struct prefill_wor
     Baton__V1__Identity identity;
     struct buf desc = {0};
 
-    if (transfer_describe_to(l->w->transfer, &p->writer, &desc, st) == ST_OK) {
+    if (transfer_describe_to(l->w->transfer, on_writer_end, l->w->engine, &p->writer, &desc, st) ==
+        ST_OK) {
         worker_identity(l->w, &identity);
         hello.identity = &identity;
         hello.transfer.data = (uint8_t *)desc.data;
@@ -176,7 +183,6 @@ void prefill_worker_hello(struct prefill_workers *l, struct prefill_worker *p,
     }
     log_info("prefill worker %s connected (incarnation %016llx)", p->address,
              (unsigned long long)identity->incarnation);
-    release(l, p, ANY_WRITER, UINT64_MAX);
     p->state = PREFILL_READY;
     l->events.ready(l->events.arg, p);
 }
@@ -199,7 +205,7 @@ void prefill_worker_closed(struct prefill_workers *l, struct session_link *link,
     log_warn("%s", lost.msg);
     l->events.lost(l->events.arg, p, &lost);
     if (proven)
-        release(l, p, writer, UINT64_MAX);
+        release(l, p, writer);
 }
 
 void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker *p,
@@ -209,7 +215,6 @@ void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker 
 
     if (q == NULL)
         abort(); /* the pages could never be proven safe again */
-    q->since_us = clock_now_us();
     q->writer = p->lost_writer;
     q->slot = slot;
     q->n_pages = n_pages;
@@ -222,13 +227,18 @@ void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker 
     slab_give(l->w->slots, &slot, 1);
 }
 
-void prefill_workers_tick(struct prefill_workers *l)
+void prefill_workers_writer_ended(struct prefill_workers *l, uint64_t writer, bool proven)
 {
-    uint64_t now = clock_now_us();
+    struct status why;
 
-    for (struct prefill_worker *p = l->first; p != NULL; p = p->next)
-        if (p->held != NULL && now > QUARANTINE_MAX_US)
-            release(l, p, ANY_WRITER, now - QUARANTINE_MAX_US);
+    for (struct prefill_worker *p = l->first; p != NULL; p = p->next) {
+        if (p->writer == writer && p->link != NULL) {
+            status_set(&why, ST_UNAVAILABLE, "its KV connection has ended");
+            rpc_session_close(p->link->session, &why); /* its closed message follows */
+        }
+        if (proven)
+            release(l, p, writer);
+    }
 }
 
 void prefill_workers_close(struct prefill_workers *l)

@@ -4,11 +4,11 @@
  *
  *   CLOSED ─▶ GREETING ─▶ READY ─▶ CLOSED (lost, or refused by either side)
  *
- * Also holds the units that a lost prefill worker may still write. One that wrote over a socket is
- * shut out when its session ends (transfer_revoke), which is proof: its units are free at once.
- * Those of any other stay in quarantine until its next hello (which it answers only after its old
- * transfers have ended, or which comes from a new process), or until QUARANTINE_MAX_US has passed:
- * by then its own keepalive has long ended the session and its transfers on its side.
+ * Also holds the units that a lost prefill worker may still write. It is shut out when its session
+ * ends (transfer_revoke): one that wrote over a socket is so at once, which frees its units; those
+ * of another stay in quarantine until the transfer has proof that it has stopped or died, however
+ * long it may be frozen. A prefill worker whose end the transfer notices first has its session
+ * ended.
  *
  * Threads   engine only.
  */
@@ -65,8 +65,8 @@ void prefill_worker_closed(struct prefill_workers *l, struct session_link *link,
 void prefill_worker_quarantine(struct prefill_workers *l, struct prefill_worker *p,
                                const uint32_t *pages, uint32_t n_pages, uint32_t slot);
 
-/** Releases quarantines whose bound has passed. */
-void prefill_workers_tick(struct prefill_workers *l);
+/** DM_WRITER_ENDED: frees what it held, or ends its session. */
+void prefill_workers_writer_ended(struct prefill_workers *l, uint64_t writer, bool proven);
 
 /** Ends all sessions (tear-down). */
 void prefill_workers_close(struct prefill_workers *l);

@@ -7,6 +7,7 @@
 
 #include "common/base/log.h"
 #include "common/kv/geometry.h"
+#include "common/kv/pins.h"
 #include "common/worker/sampling.h"
 
 static const char *const names[REQ_N_STATES] = {"waiting", "asking",   "receiving", "verifying",
@@ -50,6 +51,9 @@ static enum status_code check(const Baton__V1__DecodeSubmit *m, int64_t context_
     if (m->n_prefill == 0 || m->n_prefill > REQUEST_PREFILLS_MAX)
         return status_set(st, ST_INVALID, "%zu prefill workers named, 1..%d are possible",
                           m->n_prefill, REQUEST_PREFILLS_MAX);
+    if (m->has_cache_pin_s && m->cache_pin_s > PINS_SECONDS_MAX)
+        return status_set(st, ST_INVALID, "cache_pin_s is %u, at most %d seconds are possible",
+                          m->cache_pin_s, PINS_SECONDS_MAX);
     return status_ok(st);
 }
 
@@ -78,6 +82,7 @@ static enum status_code take_sequence(struct request *r, const Baton__V1__Decode
     r->seq.owner = r;
     r->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
     r->seq.priority = m->has_priority ? m->priority : 0;
+    r->seq.pin_s = m->has_cache_pin_s ? m->cache_pin_s : 0;
     r->crc = malloc((r->seq.cap_pages + 1) * sizeof(*r->crc));
     if (r->crc == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the checksums of a request");

@@ -85,10 +85,10 @@ void router_list_hello(struct router_list *l, struct router *r, const Baton__V1_
     Baton__V1__Identity ours;
     struct status st;
 
-    if (identity->protocol != WORKER_PROTOCOL) {
+    if (identity->protocol != BATON__V1__PROTOCOL__PROTOCOL_NOW) {
         status_set(&st, ST_INVALID,
                    "router speaks protocol %u, decode worker %d: update the older one",
-                   identity->protocol, WORKER_PROTOCOL);
+                   identity->protocol, BATON__V1__PROTOCOL__PROTOCOL_NOW);
         log_error("router %s refused: %s", rpc_session_peer(r->link->session), st.msg);
         rpc_session_close(r->link->session, &st);
         return;

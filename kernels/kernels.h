@@ -88,6 +88,9 @@ struct kernel_env {
     /* Matrices stay where src->data is and are put into kernel order a piece at a time when they
      * are used: slower, for when memory is short. Same bits. A backend may ignore it. */
     bool as_mapped;
+    /* Tests: where a level can compute the same bits in two ways and takes the one that is faster
+     * on this processor, the other one. */
+    bool other_way;
 };
 
 /* ---- weights ------------------------------------------------------------------------------- */

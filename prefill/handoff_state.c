@@ -106,6 +106,7 @@ enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_p
     h->seq.rid = h->rid;
     h->seq.owner = h;
     h->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
+    h->seq.pin_s = m->has_cache_pin_s ? m->cache_pin_s : 0;
     h->seq.priority = m->has_priority ? m->priority : 0;
     *out = h;
     return status_ok(st);

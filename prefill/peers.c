@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/base/log.h"
 #include "common/worker/worker.h"
@@ -139,6 +140,35 @@ void peer_list_closed(struct peer_list *l, struct prefill_link *link)
     rpc_session_unref(link->session);
     peer->link->session = NULL;
     peer->session_closed = true;
+}
+
+static enum transfer_kind kind_of(struct transfer_peer *p)
+{
+    static const char *const names[] = {
+        [TRANSFER_RDMA] = "rdma", [TRANSFER_NVLINK] = "nvlink", [TRANSFER_SHM] = "shm"};
+    char via[128];
+
+    transfer_peer_transport(p, via, sizeof(via));
+    for (int k = TRANSFER_RDMA; k <= TRANSFER_SHM; k++)
+        if (strncmp(via, names[k], strlen(names[k])) == 0)
+            return (enum transfer_kind)k;
+    return TRANSFER_TCP;
+}
+
+void peer_list_links(const struct peer_list *l, struct peer_links *out)
+{
+    *out = (struct peer_links){.n_slow = 0};
+    for (const struct peer_node *n = l->first; n != NULL; n = n->next) {
+        struct transfer_link link;
+        uint64_t *slowest;
+
+        if (n->peer.transfer == NULL || !transfer_peer_link(n->peer.transfer, &link))
+            continue;
+        slowest = &out->slowest[kind_of(n->peer.transfer)];
+        if (*slowest == 0 || link.bytes_per_s < *slowest)
+            *slowest = link.bytes_per_s;
+        out->n_slow += link.slow;
+    }
 }
 
 void peer_list_transfer_gone(struct peer_list *l, struct prefill_peer *peer)

@@ -31,6 +31,13 @@ void peer_list_hello(struct peer_list *l, struct prefill_peer *peer,
 /** The session has closed: `lost` is called, the transfer closed, the link freed. */
 void peer_list_closed(struct peer_list *l, struct prefill_link *link);
 
+/* The ways to the peers of now, as they were probed. */
+struct peer_links {
+    uint64_t slowest[TRANSFER_TCP + 1]; /* bytes per second, by kind; 0: none */
+    uint32_t n_slow;                    /* far below what they ought to give */
+};
+void peer_list_links(const struct peer_list *l, struct peer_links *out);
+
 /** PM_PEER_GONE. */
 void peer_list_transfer_gone(struct peer_list *l, struct prefill_peer *peer);
 

@@ -15,6 +15,9 @@
 #include "prefill/prefill_metrics.h"
 #include "prefill/replies.h"
 
+/* The loop wakes at least this often: gauges are of now, pins end, drain bounds are looked at. */
+enum { IDLE_WAIT_MS = 1000, DRAIN_WAIT_MS = 50 };
+
 struct prefill_loop {
     struct worker *w;
     struct engine *engine;
@@ -380,13 +383,14 @@ static bool finished(const struct prefill_loop *l)
 void prefill_loop_run(struct prefill_loop *l)
 {
     struct engine_stats stats;
+    struct peer_links links;
     bool idle = false;
 
     while (!finished(l)) {
         struct msg *m;
 
         if (idle)
-            mailbox_wait(l->w->engine, l->draining ? 50 : -1);
+            mailbox_wait(l->w->engine, l->draining ? DRAIN_WAIT_MS : IDLE_WAIT_MS);
         while ((m = mailbox_pop(l->w->engine)) != NULL)
             handle(l, m);
         engine_admit(l->engine);
@@ -398,7 +402,8 @@ void prefill_loop_run(struct prefill_loop *l)
             prefill_metrics_step(&l->metrics, &stats);
             step_trace_add(l->w->trace, &stats);
         }
-        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats);
+        peer_list_links(l->peers, &links);
+        prefill_metrics_gauges(&l->metrics, l->w->pages, l->w->slots, &stats, &links);
     }
 }
 
@@ -449,7 +454,7 @@ void prefill_loop_free(struct prefill_loop *l)
         drop_gone(l);
         if (l->handoffs == NULL && peer_list_empty(l->peers))
             break;
-        mailbox_wait(l->w->engine, 1000);
+        mailbox_wait(l->w->engine, IDLE_WAIT_MS);
     }
     peer_list_free(l->peers);
     engine_free(l->engine);

@@ -24,6 +24,18 @@ enum status_code prefill_metrics_init(struct prefill_metrics *m, struct metrics 
                         "KV bytes written while their prompt was still computed.", NULL);
     m->put_seconds = metrics_histogram(r, "baton_kv_put_seconds", "Time of one transfer to a peer.",
                                        NULL, metrics_step_bounds, METRICS_N_STEP);
+    for (int i = TRANSFER_RDMA; i <= TRANSFER_TCP; i++) {
+        static const char *const kinds[] = {[TRANSFER_RDMA] = "transport=\"rdma\"",
+                                            [TRANSFER_NVLINK] = "transport=\"nvlink\"",
+                                            [TRANSFER_SHM] = "transport=\"shm\"",
+                                            [TRANSFER_TCP] = "transport=\"tcp\""};
+
+        m->link_rate[i] = metrics_gauge(
+            r, "baton_kv_link_bytes_per_second",
+            "Rate of the slowest way to a peer, probed when it was opened; 0: no peer.", kinds[i]);
+    }
+    m->links_slow = metrics_gauge(r, "baton_kv_slow_links",
+                                  "Ways to peers that gave far less than they ought to.", NULL);
     m->pages_free = metrics_gauge(r, "baton_kv_pages_free", "Free KV pages.", NULL);
     m->slots_free = metrics_gauge(r, "baton_kv_slots_free", "Free state slots.", NULL);
     engine_metrics_init(&m->engine, r, g);
@@ -57,8 +69,12 @@ void prefill_metrics_put(struct prefill_metrics *m, uint64_t bytes, uint64_t hid
 }
 
 void prefill_metrics_gauges(struct prefill_metrics *m, const struct slab *pages,
-                            const struct slab *slots, const struct engine_stats *s)
+                            const struct slab *slots, const struct engine_stats *s,
+                            const struct peer_links *links)
 {
+    for (int k = TRANSFER_RDMA; k <= TRANSFER_TCP; k++)
+        metric_set(m->link_rate[k], (double)links->slowest[k]);
+    metric_set(m->links_slow, links->n_slow);
     engine_metrics_set(&m->engine, s);
     metric_set(m->pages_free, slab_n_free(pages));
     metric_set(m->slots_free, slab_n_free(slots));

@@ -277,7 +277,7 @@ static enum status_code send_submit(struct generation *gen, const struct workers
                                     struct workers_choice *c, struct status *st)
 {
     Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
+    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT, *submits[] = {&submit};
     Baton__V1__Sampling sampling;
 
     submit.request_id = gen->id;
@@ -295,20 +295,22 @@ static enum status_code send_submit(struct generation *gen, const struct workers
     submit.cache_salt = gen->params.cache_salt;
     submit.has_priority = gen->params.priority != 0;
     submit.priority = gen->params.priority;
-    request.submit = &submit;
+    request.n_submit = 1;
+    request.submit = submits;
     return workers_send(c->decode, &request, st);
 }
 
 static void tell_cancel(struct generation *gen)
 {
     Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__DecodeCancel cancel = BATON__V1__DECODE_CANCEL__INIT;
+    Baton__V1__DecodeCancel cancel = BATON__V1__DECODE_CANCEL__INIT, *cancels[] = {&cancel};
     struct status st;
 
     if (gen->state != RUNNING)
         return;
     cancel.request_id = gen->id;
-    request.cancel = &cancel;
+    request.n_cancel = 1;
+    request.cancel = cancels;
     workers_send(gen->worker, &request, &st); /* a session that is gone cancels by itself */
 }
 

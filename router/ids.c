@@ -24,14 +24,30 @@ static uint8_t next_byte(struct stock *s)
     return s->bytes[--s->left];
 }
 
+static struct stock *stock_of_thread(void)
+{
+    static _Thread_local struct stock stock;
+
+    return &stock;
+}
+
 void ids_random(char *out, size_t n)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
-    static _Thread_local struct stock stock;
+    struct stock *stock = stock_of_thread();
 
     for (size_t i = 0; i < n; i++)
-        out[i] = letters[next_byte(&stock) % (sizeof(letters) - 1)];
+        out[i] = letters[next_byte(stock) % (sizeof(letters) - 1)];
     out[n] = '\0';
+}
+
+uint64_t ids_seed(void)
+{
+    uint64_t seed = 0;
+
+    for (size_t i = 0; i < sizeof(seed); i++)
+        seed = seed << 8 | next_byte(stock_of_thread());
+    return seed;
 }
 
 void ids_call(char *out)

@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <openssl/sha.h>
-#include <sys/random.h>
 
 #include "router/anthropic_request.h"
+#include "router/ids.h"
 #include "router/responses_request.h"
 
 /* What the releases ask for where the most effort is wanted. */
@@ -146,8 +146,8 @@ static bool fill_generation(struct text_task *task, const struct router *router,
         .n_stop_ids = (uint32_t)p->n_stop_ids,
     };
     memcpy(g->stop_ids, p->stop_ids, p->n_stop_ids * sizeof(*p->stop_ids));
-    if (!p->has_seed && getrandom(&g->seed, sizeof(g->seed), 0) < 0)
-        g->seed = (uint64_t)rand(); /* no entropy: better some seed than no answer */
+    if (!p->has_seed)
+        g->seed = ids_seed();
     return fill_bias(task, tokenizer_vocab(router->tokenizer), err);
 }
 

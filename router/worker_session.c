@@ -12,7 +12,6 @@
 #include "router/workers_internal.h"
 
 enum {
-    PROTOCOL = 1, /* of the messages: Identity.protocol */
     CONNECT_TIMEOUT_MS = 2000,
     HELLO_TIMEOUT_MS = 3000,
     BACKOFF_MIN_MS = 100,
@@ -82,7 +81,7 @@ static void send_hello(struct worker *w, struct status *st)
     }
     me.role = "router";
     me.incarnation = w->workers->config.incarnation;
-    me.protocol = PROTOCOL;
+    me.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     request.hello = &me;
     rpc_session_send_message(w->link->session, &request.base, st);
 }
@@ -116,6 +115,7 @@ void worker_down(struct worker *w, const struct status *why)
         breaker_bad(&w->breaker, clock_now_us());
     worker_watch_close(w);
     worker_forget(&w->link, why);
+    buf_deinit(&w->unsent);
     enter(w, WORKER_DOWN);
     if (!ws->stopping) {
         /* Jitter keeps many routers from knocking at the same instant. */
@@ -208,9 +208,9 @@ static enum status_code check_hello(struct worker *w, const Baton__V1__Identity 
     if (strcmp(id->role, "decode") != 0)
         return status_set(st, ST_INVALID, "it is a %s worker, not a decode worker: check --decode",
                           id->role);
-    if (id->protocol != PROTOCOL)
+    if (id->protocol != BATON__V1__PROTOCOL__PROTOCOL_NOW)
         return status_set(st, ST_INVALID, "it speaks protocol %u, this router %d: update the older",
-                          id->protocol, PROTOCOL);
+                          id->protocol, BATON__V1__PROTOCOL__PROTOCOL_NOW);
     if (workers_ready(ws, WORKER_DECODE) == 0)
         ws->model_fingerprint = id->model_fingerprint;
     if (id->model_fingerprint != ws->model_fingerprint)
@@ -318,10 +318,59 @@ void worker_session_message(struct workers *ws, struct msg *m)
         on_closed(link->worker, (struct msg_session_closed *)m);
 }
 
+/* ---- what workers are told ------------------------------------------------------------------- */
+
+/* Fails only when the session has ended, and then its closed message is on its way, or without
+ * memory: what it was asked for is asked for elsewhere. */
+static void flush(struct worker *w)
+{
+    struct status st;
+
+    if (w->unsent.len == 0)
+        return;
+    rpc_session_give(w->link->session, w->unsent.data, w->unsent.len, &st);
+    w->unsent = (struct buf){0};
+    if (st.code != ST_OK && st.code != ST_UNAVAILABLE)
+        worker_down(w, &st);
+}
+
+void workers_flush(struct workers *ws)
+{
+    struct worker *w;
+
+    while ((w = ws->unsent) != NULL) {
+        ws->unsent = w->next_unsent;
+        w->is_unsent = false;
+        flush(w);
+    }
+}
+
 enum status_code workers_send(struct worker *w, const Baton__V1__DecodeRequest *request,
                               struct status *st)
 {
+    struct workers *ws = w->workers;
+    size_t n = protobuf_c_message_get_packed_size(&request->base);
+
     if (w->state != WORKER_READY)
         return status_set(st, ST_UNAVAILABLE, "decode %s is not ready", w->address);
-    return rpc_session_send_message(w->link->session, &request->base, st);
+    if (n > RPC_MESSAGE_MAX)
+        return status_set(st, ST_INVALID, "a request of %zu bytes, at most %d travel", n,
+                          RPC_MESSAGE_MAX);
+    if (w->unsent.len + n > RPC_MESSAGE_MAX)
+        flush(w);
+    if (w->state != WORKER_READY ||
+        rpc_session_waiting(w->link->session) + w->unsent.len + n > RPC_SESSION_QUEUE_MAX)
+        return status_set(st, ST_EXHAUSTED, "decode %s does not read what it is sent", w->address);
+    /* Messages one after the other are one message with the repeated fields of all. */
+    buf_reserve(&w->unsent, n);
+    w->unsent.len +=
+        protobuf_c_message_pack(&request->base, (uint8_t *)w->unsent.data + w->unsent.len);
+    if (!w->is_unsent) {
+        w->is_unsent = true;
+        w->next_unsent = ws->unsent;
+        if (ws->unsent == NULL)
+            event_active(ws->flush, EV_TIMEOUT, 0);
+        ws->unsent = w;
+    }
+    return status_ok(st);
 }

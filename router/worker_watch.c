@@ -25,7 +25,7 @@ static void send_request(struct worker *w, bool hello)
     if (hello) {
         me.role = "router";
         me.incarnation = w->workers->config.incarnation;
-        me.protocol = 1;
+        me.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
         request.hello = &me;
     } else {
         request.has_snapshot = request.snapshot = 1;

@@ -124,6 +124,7 @@ static void worker_free(struct worker *w)
         event_free(w->timer);
     if (w->watch_timer != NULL)
         event_free(w->watch_timer);
+    buf_deinit(&w->unsent);
     if (w->entry != NULL)
         registry_unref(w->workers->config.registry, w->entry);
     free(w);
@@ -201,6 +202,7 @@ static void end_removed(struct workers *ws)
     static const struct status why = {ST_CANCELLED, "removed"};
     struct worker **at = &ws->removed, *w;
 
+    workers_flush(ws);
     while ((w = *at) != NULL) {
         if (w->n_running > 0) {
             at = &w->next_removed;
@@ -250,6 +252,12 @@ void workers_handle(struct workers *ws, struct msg *m)
         change(ws, (struct msg_worker *)m);
     else if (m->type == RM_SESSION_DATA || m->type == RM_SESSION_CLOSED)
         worker_session_message(ws, m);
+}
+
+static void on_flush(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    workers_flush(arg);
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *arg)
@@ -521,8 +529,9 @@ enum status_code workers_new(struct event_base *base, struct mailbox *mailbox,
         }
     }
     ws->tick = event_new(base, -1, EV_PERSIST, on_tick, ws);
-    if (ws->tick == NULL || event_add(ws->tick, &every) != 0 || !make_room(ws, WORKER_PREFILL) ||
-        !make_room(ws, WORKER_DECODE)) {
+    ws->flush = event_new(base, -1, 0, on_flush, ws);
+    if (ws->tick == NULL || ws->flush == NULL || event_add(ws->tick, &every) != 0 ||
+        !make_room(ws, WORKER_PREFILL) || !make_room(ws, WORKER_DECODE)) {
         workers_free(ws);
         return status_set(st, ST_EXHAUSTED, "no memory for the workers");
     }
@@ -545,6 +554,7 @@ void workers_stop(struct workers *ws)
 {
     if (ws == NULL)
         return;
+    workers_flush(ws);
     ws->stopping = true;
     event_del(ws->tick);
     for (int role = 0; role < 2; role++)
@@ -573,6 +583,8 @@ void workers_free(struct workers *ws)
     }
     if (ws->tick != NULL)
         event_free(ws->tick);
+    if (ws->flush != NULL)
+        event_free(ws->flush);
     free(ws->pages);
     rpc_arena_deinit(&ws->replies);
     free(ws);

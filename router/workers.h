@@ -26,6 +26,7 @@
 #include <stdint.h>
 
 #include "baton/v1/decode.pb-c.h"
+#include "common/base/buf.h"
 #include "router/breaker.h"
 #include "router/messages.h"
 #include "router/policy/policy.h"
@@ -72,7 +73,10 @@ struct worker {
     char transport[64]; /* of the last handoff that it reported */
 
     struct rpc_client *client;
-    struct session_link *link;  /* NULL while DOWN */
+    struct session_link *link; /* NULL while DOWN */
+    struct buf unsent;         /* to it, of this turn of the loop: DecodeRequests, packed */
+    bool is_unsent;            /* in the list of those that have some */
+    struct worker *next_unsent;
     struct session_link *watch; /* NULL: none */
     uint64_t watch_seq;         /* of its last page message */
     bool watch_stale;           /* a message was missed: all pages were asked for */
@@ -178,7 +182,9 @@ void workers_served(struct workers *ws, struct workers_ticket *t,
 void workers_ended(struct workers *ws, struct workers_ticket *t, const struct status *why,
                    const char *blame);
 
-/** Sends to a ready decode worker. @return ST_OK; ST_UNAVAILABLE, ST_EXHAUSTED: nothing was sent */
+/** Sends to a ready decode worker. What one turn of the loop has for it leaves in one message, at
+ * the turn's end. @return ST_OK; ST_INVALID: larger than messages may be; ST_UNAVAILABLE,
+ * ST_EXHAUSTED: nothing will be sent */
 enum status_code workers_send(struct worker *w, const Baton__V1__DecodeRequest *request,
                               struct status *st);
 

@@ -19,6 +19,8 @@ struct workers {
     struct worker **by_idx[2]; /* [n_idx]: by number; NULL: free */
     uint32_t n_idx[2];
     struct worker *removed; /* requests still run on them */
+    struct worker *unsent;  /* those with something to send at the end of this turn */
+    struct event *flush;
     struct policy *policy[2];
     uint64_t model_fingerprint; /* of the decode workers that are ready */
     uint64_t *pages;            /* scratch: names of a prompt's pages */
@@ -48,6 +50,9 @@ void worker_forget(struct session_link **link, const struct status *why);
 enum status_code worker_open_link(struct worker *w, const char *path, int timeout_ms, bool watch,
                                   struct session_link **out, struct status *st);
 void worker_on_timer(evutil_socket_t fd, short what, void *arg);
+
+/** Sends what this turn has gathered for the workers. */
+void workers_flush(struct workers *ws);
 
 /** RM_SESSION_*. */
 void worker_session_message(struct workers *ws, struct msg *m);

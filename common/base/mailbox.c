@@ -11,7 +11,8 @@ struct mailbox {
         lock;         /* guards the list; held for a few instructions, never with another lock */
     struct msg *head; /* oldest */
     struct msg *tail; /* newest; undefined while head is NULL */
-    int fd;           /* signalled exactly while head is not NULL, but for the consumer's pop */
+    bool signalled;   /* fd is readable: while messages wait, and until the consumer finds none */
+    int fd;
 };
 
 enum status_code mailbox_new(struct mailbox **out, struct status *st)
@@ -48,18 +49,17 @@ void mailbox_free(struct mailbox *box, void (*drop)(struct msg *))
 
 void mailbox_push(struct mailbox *box, struct msg *m)
 {
-    bool was_empty;
-
     m->next = NULL;
     pthread_mutex_lock(&box->lock);
-    was_empty = box->head == NULL;
-    if (was_empty)
+    if (box->head == NULL)
         box->head = m;
     else
         box->tail->next = m;
     box->tail = m;
-    if (was_empty)
+    if (!box->signalled) {
+        box->signalled = true;
         eventfd_write(box->fd, 1);
+    }
     pthread_mutex_unlock(&box->lock);
 }
 
@@ -69,13 +69,15 @@ struct msg *mailbox_pop(struct mailbox *box)
 
     pthread_mutex_lock(&box->lock);
     m = box->head;
-    if (m != NULL)
+    if (m != NULL) {
         box->head = m->next;
-    if (box->head == NULL) {
+    } else if (box->signalled) {
         eventfd_t ignored;
 
-        /* Inside the lock, so that a push that follows finds the fd cleared and signals again. */
+        /* Not with the last message: one that comes while it is handled costs no system call then.
+         * Inside the lock, so that a push that follows finds the fd cleared and signals again. */
         (void)eventfd_read(box->fd, &ignored);
+        box->signalled = false;
     }
     pthread_mutex_unlock(&box->lock);
     return m;

@@ -6,7 +6,7 @@
  * the mailbox owns it in flight, the consumer after mailbox_pop().
  *
  * Promises  messages of one producer arrive in the order pushed; the eventfd is written only when
- *           the box was empty, so a busy consumer costs its producers no system call.
+ *           the consumer has found the box empty, so a busy one costs its producers no system call.
  * Threads   push: any; pop, wait, fd: the consumer.
  */
 #ifndef BATON_COMMON_BASE_MAILBOX_H
@@ -35,13 +35,13 @@ void mailbox_free(struct mailbox *box, void (*drop)(struct msg *));
 /** Hands m over; never blocks, never fails. */
 void mailbox_push(struct mailbox *box, struct msg *m);
 
-/** The oldest message, or NULL. Clears the eventfd when it finds the box empty. */
+/** The oldest message, or NULL. Clears the eventfd when there is none. */
 struct msg *mailbox_pop(struct mailbox *box);
 
 /** Sleeps until a message may be there or timeout_ms (-1: no bound) has passed. */
 void mailbox_wait(struct mailbox *box, int timeout_ms);
 
-/** Readable while messages wait; level-triggered. */
+/** Readable while messages wait, and until a pop has found none; level-triggered. */
 int mailbox_fd(const struct mailbox *box);
 
 #endif

@@ -66,28 +66,111 @@ static void add_part(struct engine *e, struct sequence *s, uint32_t n_tokens, ui
     f->logit_rows += scores ? (int)n_tokens : draws ? (int)n_drafts + 1 : 0;
 }
 
-/* Tokens of s's prompt in this step: within what is left of the chunk, up to where a state is to be
- * kept, and few when each is to be scored. 0: it waits for its turn to be scored. */
-static uint32_t chunk_of(const struct engine *e, const struct sequence *s, uint32_t left,
-                         const struct filled *f)
-{
-    uint32_t n = s->n_tokens - s->n_computed, cut = units_next_cut(e, s);
+/* ---- how prompts share a chunk ---- */
 
-    n = n < left ? n : left;
-    if (cut - s->n_computed < n)
-        n = cut - s->n_computed;
-    if (!batch_scores(s))
-        return n;
-    return f->scores ? 0 : n < SCORE_ROWS ? n : SCORE_ROWS;
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
 }
 
-/* Every running sequence that has its prompt takes one row and its drafts; chunks of prompts share
- * what --chunked-prefill-size allows, the oldest first. */
+/* Prompts that compute, in order of arrival. One whose tokens are each to be scored takes few of
+ * them, and one such prompt in a step is enough. */
+static int find_prompts(struct engine *e)
+{
+    bool scores = false;
+    int n = 0;
+
+    for (struct sequence *s = e->active.first; s != NULL; s = s->next) {
+        uint32_t left = s->n_tokens - s->n_computed;
+
+        if (s->state != SEQ_RUNNING || left <= 1)
+            continue;
+        e->shares[n] = (struct share){.seq = s, .left = left, .most = left};
+        if (batch_scores(s)) {
+            e->shares[n].most = scores ? 0 : min_u32(left, SCORE_ROWS);
+            scores = true;
+        }
+        n++;
+    }
+    return n;
+}
+
+/* @return what it took: up to where a state is to be kept */
+static uint32_t give(const struct engine *e, struct share *h, uint32_t room)
+{
+    uint32_t n;
+
+    if (h->n == 0 && h->most > 0 && room > 0)
+        h->most = min_u32(h->most, units_next_cut(e, h->seq) - h->seq->n_computed);
+    n = min_u32(h->most - h->n, room);
+    h->n += n;
+    return n;
+}
+
+/* What prompts with no more than `level` tokens left want together. */
+static uint64_t demand(const struct share *h, int n, uint32_t level)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < n; i++)
+        sum += h[i].left <= level ? h[i].most : 0;
+    return sum;
+}
+
+/* Gives `room` tokens to those with less than `limit` left: to the shortest first, and among equal
+ * ones to the oldest. @return what nobody took */
+static uint32_t give_to_short(struct engine *e, int n, uint32_t limit, uint32_t room)
+{
+    uint32_t low = 0, high = limit; /* all up to low can have what they want, up to high not */
+    struct share *h = e->shares;
+
+    while (low + 1 < high) {
+        uint32_t level = low + (high - low) / 2;
+
+        if (demand(h, n, level) <= room)
+            low = level;
+        else
+            high = level;
+    }
+    for (uint32_t level = low; level <= low + 1 && level < limit; level++)
+        for (int i = 0; i < n; i++)
+            if (h[i].left <= level)
+                room -= give(e, &h[i], room);
+    return room;
+}
+
+/*
+ * What --chunked-prefill-size allows goes to the oldest prompts. But half of it is for those that
+ * have less than half to go of what the first has that wants more than the other half: a line does
+ * not wait for a book. With half of the chunk such a prompt is done before the long one in any
+ * case, and in sum the two wait less than one after the other would: 3 short + long against short +
+ * 2 long. For longer ones that is not so. The oldest has half of every step, so nobody waits for
+ * ever.
+ */
+static void share_chunk(struct engine *e, int n)
+{
+    uint32_t room = (uint32_t)e->opt.chunk_tokens, half = room / 2;
+    bool shared = false;
+
+    for (int i = 0; i < n && room > 0; i++) {
+        struct share *h = &e->shares[i];
+
+        half = min_u32(half, room);
+        if (!shared && h->most > room - half) {
+            room += give_to_short(e, n, h->left / 2, half) - half;
+            shared = true;
+        }
+        room -= give(e, h, room);
+    }
+}
+
+/* Every running sequence that has its prompt takes one row and its drafts; prompts share a chunk.
+ */
 static void build(struct engine *e)
 {
-    uint32_t chunk = (uint32_t)e->opt.chunk_tokens;
     bool drafts = draft_wanted(e);
     struct filled f = {0};
+    int n_prompts;
     struct sequence *next;
 
     e->n_parts = 0;
@@ -99,16 +182,11 @@ static void build(struct engine *e)
             next = s->next; /* growing may have retracted what came next */
         }
     }
-    for (struct sequence *s = e->active.first; s != NULL && chunk > 0; s = s->next) {
-        uint32_t n;
-
-        if (s->state != SEQ_RUNNING || s->n_tokens - s->n_computed <= 1)
-            continue;
-        n = chunk_of(e, s, chunk, &f);
-        if (n > 0)
-            add_part(e, s, n, 0, &f);
-        chunk -= n;
-    }
+    n_prompts = find_prompts(e);
+    share_chunk(e, n_prompts);
+    for (int i = 0; i < n_prompts; i++)
+        if (e->shares[i].n > 0)
+            add_part(e, e->shares[i].seq, e->shares[i].n, 0, &f);
     e->stats.batch_seqs = (uint32_t)e->n_parts;
     e->stats.batch_tokens = (uint32_t)f.rows;
 }
@@ -255,8 +333,9 @@ enum status_code batch_init(struct engine *e, struct status *st)
     e->next_tokens = calloc((size_t)e->max_rows, sizeof(*e->next_tokens));
     e->rows = calloc((size_t)e->max_seqs, sizeof(*e->rows));
     e->drafting = calloc((size_t)e->max_seqs, sizeof(*e->drafting));
+    e->shares = calloc((size_t)e->max_seqs, sizeof(*e->shares));
     if (e->parts == NULL || e->spans == NULL || e->next_tokens == NULL || e->rows == NULL ||
-        e->drafting == NULL)
+        e->drafting == NULL || e->shares == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a batch of %d sequences", e->max_seqs);
     return sampler_new(e->vocab, CPU_ISA_AVX512, &e->sampler, st);
 }
@@ -269,4 +348,5 @@ void batch_deinit(struct engine *e)
     free(e->next_tokens);
     free(e->rows);
     free(e->drafting);
+    free(e->shares);
 }

@@ -220,6 +220,7 @@ static struct sequence *candidate(struct engine *e)
  * would retract somebody a few steps later. */
 void engine_admit(struct engine *e)
 {
+    units_advance(e);
     while (e->active.n < (uint32_t)e->opt.max_running) {
         struct sequence *s = candidate(e);
 
@@ -329,6 +330,9 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out)
 
         prefix_cache_get_stats(e->cache, &cache);
         out->pages_cached = cache.n_pages;
+        out->pages_pinned = cache.pages_pinned;
+        out->pins = cache.pins;
+        out->pins_refused = cache.pins_refused;
     }
     out->pages_busy = pages_busy(e, out->pages_used);
     out->snapshots =

@@ -35,6 +35,7 @@ struct engine_options {
     uint32_t n_snapshots;  /* units for states at page boundaries; 0: none are kept */
     bool snapshot_prompts; /* at the ends of prompts and along long ones */
     bool snapshot_turns;   /* at the last page boundary of what is generated */
+    uint32_t pin_percent;  /* of pages, and of snapshots, that requests may pin together */
     int draft_tokens;      /* MTP drafts per step, 0: no speculation; <= SEQ_DRAFTS_MAX */
     int draft_max_batch;   /* no drafts while more sequences than this run */
     bool keep_mtp;         /* advance the MTP block's window even without drafts (prefill) */
@@ -115,6 +116,8 @@ struct engine_stats {
     uint32_t pages_free, pages_cached, snapshots;
     uint32_t pages_used, slots_used; /* taken, for whatever */
     uint32_t pages_busy;             /* of sequences or in quarantine: neither free nor evictable */
+    uint32_t pages_pinned;
+    uint64_t pins, pins_refused;
     uint64_t waiting_tokens; /* not yet computed, of those waiting and of prompts that run */
     uint64_t steps, retractions;
     uint64_t hit_tokens, prompt_tokens;

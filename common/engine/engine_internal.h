@@ -30,12 +30,22 @@ struct part {
     bool failed;
 };
 
+/* What a prompt gets of a step's chunk. */
+struct share {
+    struct sequence *seq;
+    uint32_t left; /* tokens of it to be computed */
+    uint32_t most; /* of those, that it may take in this step */
+    uint32_t n;    /* that it gets */
+};
+
 /* For tests: what they see and bend. */
 struct engine_probe {
     /* The row that s's next token is drawn from. */
     void (*row)(void *arg, const struct sequence *s, const float *logits);
     /* Replaces a guess, so that acceptance is what they want. */
     int32_t (*guess)(void *arg, const struct sequence *s, uint32_t place, int32_t draft);
+    /* Replaces the clock of the pins. */
+    uint64_t (*now_s)(void *arg);
     void *arg;
 };
 
@@ -67,6 +77,7 @@ struct engine {
     int32_t *rows;            /* [max_seqs] for MTP */
     int n_parts;
     struct sequence **drafting; /* [max_seqs] */
+    struct share *shares;       /* [max_seqs] of the chunk */
     struct engine_probe probe;
 
     struct engine_stats stats;
@@ -76,6 +87,9 @@ struct engine {
 
 enum status_code units_init(struct engine *e, struct status *st);
 void units_deinit(struct engine *e);
+
+/* Ends pins whose time is over. */
+void units_advance(struct engine *e);
 
 /* Pages (hits first) and a slot for s's tokens, its state as far as the cache has it; false: they
  * do not fit now. `margin` pages stay free beside them. */

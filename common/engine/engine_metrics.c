@@ -16,6 +16,13 @@ void engine_metrics_init(struct engine_metrics *m, struct metrics *r, const stru
                                     "KV pages in the prefix cache, those in use too.", NULL);
     m->pages_busy =
         metrics_gauge(r, "baton_kv_pages_busy", "KV pages of live requests or in doubt.", NULL);
+    m->pages_pinned =
+        metrics_gauge(r, "baton_kv_pages_pinned",
+                      "KV pages that requests have pinned in the prefix cache.", NULL);
+    m->pins = metrics_counter(r, "baton_prefix_cache_pins_total", "Prompts pinned.", NULL);
+    m->pins_refused =
+        metrics_counter(r, "baton_prefix_cache_pins_refused_total",
+                        "Prompts not pinned: the pins would be more than their share.", NULL);
     m->snapshots = metrics_gauge(r, "baton_kv_snapshots", "States kept at page boundaries.", NULL);
     m->waiting_tokens =
         metrics_gauge(r, "baton_engine_waiting_tokens", "Prompt tokens to be computed.", NULL);
@@ -54,6 +61,9 @@ void engine_metrics_set(struct engine_metrics *m, const struct engine_stats *s)
                        (kv_pool_in_slot((enum kv_pool)i) ? s->slots_used : s->pages_used));
     metric_set(m->pages_cached, s->pages_cached);
     metric_set(m->pages_busy, s->pages_busy);
+    metric_set(m->pages_pinned, s->pages_pinned);
+    count(m->pins, s->pins, &m->last.pins);
+    count(m->pins_refused, s->pins_refused, &m->last.pins_refused);
     metric_set(m->snapshots, s->snapshots);
     metric_set(m->waiting_tokens, (double)s->waiting_tokens);
     metric_set(m->batch_seqs, s->batch_seqs);

@@ -11,7 +11,8 @@
 
 struct engine_metrics {
     struct metric *pool_bytes[KV_N_POOLS];
-    struct metric *pages_cached, *pages_busy, *snapshots, *waiting_tokens;
+    struct metric *pages_cached, *pages_busy, *pages_pinned, *snapshots, *waiting_tokens;
+    struct metric *pins, *pins_refused;
     struct metric *batch_seqs, *batch_tokens;
     struct metric *hit_tokens, *prompt_tokens;
     struct metric *drafted[SEQ_DRAFTS_MAX], *accepted[SEQ_DRAFTS_MAX];

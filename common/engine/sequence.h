@@ -31,6 +31,7 @@ struct sequence {
     uint64_t order;   /* of arrival: given at engine_submit(), kept over retractions */
     int32_t priority; /* greater goes first, where the policy looks at it */
     uint64_t salt;    /* the tenant's: prefixes are shared within one salt only */
+    uint32_t pin_s;   /* seconds that its prompt is pinned in the prefix cache; 0: it is not */
     void *owner;      /* the caller's */
     const char *rid;  /* for logs; borrowed */
 

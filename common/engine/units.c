@@ -1,6 +1,8 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "common/base/clock.h"
+#include "common/base/log.h"
 #include "common/engine/engine_internal.h"
 
 enum { RUNS_MAX = 6 * KV_LAYERS_MAX };
@@ -63,7 +65,43 @@ static void keep_state(struct engine *e, struct sequence *s, uint32_t boundary)
         copy_state(e, s->slot, unit, boundary, SLOT_TO_SNAPSHOT);
 }
 
-void units_computed(struct engine *e, struct sequence *s, uint32_t before)
+/* ---- pins ---- */
+
+void units_advance(struct engine *e)
+{
+    if (e->cache != NULL)
+        prefix_cache_advance(e->cache, e->probe.now_s != NULL ? e->probe.now_s(e->probe.arg)
+                                                              : clock_now_us() / 1000000);
+}
+
+/* The KV of s's prompt is there: it stays for a while, if s asks for that. */
+static void pin_prompt(struct engine *e, struct sequence *s)
+{
+    uint32_t n_pages = s->n_prompt / KV_PAGE_TOKENS;
+
+    if (s->pin_s == 0 || n_pages == 0 || e->cache == NULL)
+        return;
+    insert(e, s);
+    if (!prefix_cache_pin(e->cache, s->salt, s->tokens, n_pages, s->pin_s))
+        log_debug("%s: its prompt of %u pages is not pinned: others have the pins", s->rid,
+                  n_pages);
+}
+
+/* What can be had for nothing but pins: a request that nobody's end would let in goes before them.
+ */
+static bool break_pins(struct engine *e, const struct sequence *s)
+{
+    uint32_t n = e->active.n == 0 && e->cache != NULL ? prefix_cache_unpin_all(e->cache) : 0;
+
+    if (n > 0)
+        log_warn("%s: pins of %u KV pages end: it needs the room, and nothing else runs", s->rid,
+                 n);
+    return n > 0;
+}
+
+/* ---- what becomes of what was computed ---- */
+
+static void keep_states(struct engine *e, struct sequence *s, uint32_t before)
 {
     uint32_t boundary = s->n_computed / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
 
@@ -82,10 +120,20 @@ void units_computed(struct engine *e, struct sequence *s, uint32_t before)
     }
 }
 
+void units_computed(struct engine *e, struct sequence *s, uint32_t before)
+{
+    keep_states(e, s, before);
+    if (before < s->n_prompt && s->n_computed >= s->n_prompt)
+        pin_prompt(e, s);
+}
+
 void units_arrived(struct engine *e, struct sequence *s)
 {
-    if (e->cache != NULL)
-        insert(e, s);
+    if (e->cache == NULL)
+        return;
+    insert(e, s);
+    if (s->n_computed >= s->n_prompt)
+        pin_prompt(e, s);
 }
 
 /* ---- pages and slots ---- */
@@ -131,7 +179,8 @@ bool units_take(struct engine *e, struct sequence *s, uint32_t margin)
     if (slab_take(e->slots, 1, &s->slot, &st) != ST_OK)
         return false;
     hit = match(e, s);
-    if (!make_room(e, n_pages - hit.n_pages + margin) ||
+    if (!(make_room(e, n_pages - hit.n_pages + margin) ||
+          (break_pins(e, s) && make_room(e, n_pages - hit.n_pages + margin))) ||
         slab_take(e->pages, n_pages - hit.n_pages, s->pages + hit.n_pages, &st) != ST_OK) {
         slab_give(e->pages, s->pages, hit.n_pages);
         slab_give(e->slots, &s->slot, 1);
@@ -196,6 +245,8 @@ enum status_code units_init(struct engine *e, struct status *st)
     if (e->opt.n_snapshots > 0 && open_snapshots(e, st) != ST_OK)
         return st->code;
     o.snapshots = e->snapshots;
+    o.pinned_pages_max = (uint32_t)((uint64_t)slab_units(e->pages) * e->opt.pin_percent / 100);
+    o.pinned_snapshots_max = (uint32_t)((uint64_t)e->opt.n_snapshots * e->opt.pin_percent / 100);
     o.event = e->opt.cache_event;
     o.event_arg = e->opt.cache_event_arg;
     return prefix_cache_new(&o, &e->cache, st);

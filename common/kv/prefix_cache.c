@@ -6,6 +6,7 @@
 
 #include "common/kv/block_hash.h"
 #include "common/kv/geometry.h"
+#include "common/kv/pins.h"
 
 /* Of the least recently used snapshots that many are weighed against each other. */
 enum { SNAPSHOTS_WEIGHED = 64 };
@@ -25,8 +26,9 @@ struct node {
     uint32_t n_children;
     uint32_t page;
     uint32_t snapshot;      /* NONE */
-    uint32_t heap_at;       /* leaves: place in the heap; NONE: inner node */
-    uint32_t older, newer;  /* with a snapshot: neighbours by its last use */
+    uint32_t heap_at;       /* leaves without a pin: place in the heap; NONE: the others */
+    bool snapshot_pinned;   /* it is not evicted while its page is pinned */
+    uint32_t older, newer;  /* with a snapshot that may be evicted: neighbours by its last use */
     uint64_t used;          /* tick */
     uint64_t snapshot_used; /* tick: put, or gone on from */
     uint32_t snapshot_hits; /* how often it was gone on from */
@@ -39,9 +41,10 @@ struct prefix_cache {
     uint32_t n_nodes;               /* as many as pages in the slab */
     uint32_t *free_nodes, n_free;   /* stack */
     uint32_t *buckets, bucket_mask; /* heads of chains of nodes */
-    uint32_t *heap, n_heap;         /* leaves, least recently used on top */
+    uint32_t *heap, n_heap;         /* leaves without a pin, least recently used on top */
     uint32_t *skipped;              /* scratch of an eviction: leaves in use */
-    uint32_t oldest, newest;        /* of the nodes with snapshots */
+    uint32_t oldest, newest;        /* of the nodes with snapshots that may be evicted */
+    struct pins *pins;              /* of nodes: a parent is pinned as long as its children */
     uint64_t tick;
     struct prefix_cache_stats stats;
 };
@@ -134,12 +137,23 @@ static void snapshot_unlink(struct prefix_cache *c, uint32_t i)
     *(n->newer != NONE ? &c->nodes[n->newer].older : &c->newest) = n->older;
 }
 
+/* Its snapshot may be evicted again. */
+static void snapshot_unpin(struct prefix_cache *c, uint32_t i)
+{
+    if (!c->nodes[i].snapshot_pinned)
+        return;
+    c->nodes[i].snapshot_pinned = false;
+    c->stats.snapshots_pinned--;
+    snapshot_link(c, i);
+}
+
 static void snapshot_drop(struct prefix_cache *c, uint32_t i)
 {
     struct node *n = &c->nodes[i];
 
     if (n->snapshot == NONE)
         return;
+    snapshot_unpin(c, i);
     snapshot_unlink(c, i);
     slab_give(c->opt.snapshots, &n->snapshot, 1);
     n->snapshot = NONE;
@@ -249,6 +263,7 @@ static uint32_t add(struct prefix_cache *c, uint32_t parent, uint64_t hash, uint
     n->n_children = 0;
     n->page = page;
     n->snapshot = NONE;
+    n->snapshot_pinned = false;
     n->heap_at = NONE;
     n->used = c->tick;
     memcpy(n->tokens, tokens, sizeof(n->tokens));
@@ -256,7 +271,7 @@ static uint32_t add(struct prefix_cache *c, uint32_t parent, uint64_t hash, uint
     *bucket = i;
     if (parent != NONE) {
         n->depth = c->nodes[parent].depth + 1;
-        if (c->nodes[parent].n_children++ == 0)
+        if (c->nodes[parent].n_children++ == 0 && c->nodes[parent].heap_at != NONE)
             heap_remove(c, parent);
     }
     heap_add(c, i);
@@ -273,14 +288,14 @@ static void cut(struct prefix_cache *c, uint32_t i)
     struct node *n = &c->nodes[i];
     uint32_t *link = &c->buckets[n->hash & c->bucket_mask];
 
-    assert(n->n_children == 0);
+    assert(n->n_children == 0 && !pins_has(c->pins, i));
     while (*link != i)
         link = &c->nodes[*link].bucket_next;
     *link = n->bucket_next;
     snapshot_drop(c, i);
     tell(c, n, PREFIX_PAGE_OUT);
     slab_give(c->opt.pages, &n->page, 1);
-    if (n->parent != NONE && --c->nodes[n->parent].n_children == 0)
+    if (n->parent != NONE && --c->nodes[n->parent].n_children == 0 && !pins_has(c->pins, n->parent))
         heap_add(c, n->parent);
     c->free_nodes[c->n_free++] = i;
     c->stats.n_pages--;
@@ -311,6 +326,8 @@ void prefix_cache_match(struct prefix_cache *c, uint64_t salt, const int32_t *to
     hit->n_state_pages = c->nodes[with_state].depth;
     hit->snapshot = c->nodes[with_state].snapshot;
     c->nodes[with_state].snapshot_hits++;
+    if (c->nodes[with_state].snapshot_pinned)
+        return;
     snapshot_unlink(c, with_state);
     snapshot_link(c, with_state);
 }
@@ -392,8 +409,69 @@ void prefix_cache_drop_snapshot(struct prefix_cache *c, uint64_t salt, const int
 {
     uint32_t node = walk(c, salt, tokens, n_pages);
 
-    if (node != NONE)
+    if (node != NONE && !c->nodes[node].snapshot_pinned)
         snapshot_drop(c, node);
+}
+
+/* The deepest node at or above i that has a snapshot, or NONE. */
+static uint32_t with_snapshot(const struct prefix_cache *c, uint32_t i)
+{
+    while (i != NONE && c->nodes[i].snapshot == NONE)
+        i = c->nodes[i].parent;
+    return i;
+}
+
+bool prefix_cache_pin(struct prefix_cache *c, uint64_t salt, const int32_t *tokens,
+                      uint32_t n_pages, uint32_t seconds)
+{
+    uint32_t node = walk(c, salt, tokens, n_pages), state = with_snapshot(c, node), n_new = 0;
+    bool new_state = state != NONE && !c->nodes[state].snapshot_pinned;
+
+    for (uint32_t i = node; i != NONE && !pins_has(c->pins, i); i = c->nodes[i].parent)
+        n_new++;
+    if (node == NONE || seconds == 0 || pins_n(c->pins) + n_new > c->opt.pinned_pages_max ||
+        c->stats.snapshots_pinned + new_state > c->opt.pinned_snapshots_max) {
+        c->stats.pins_refused++;
+        return false;
+    }
+    for (uint32_t i = node; i != NONE; i = c->nodes[i].parent) {
+        pins_hold(c->pins, i, seconds);
+        if (c->nodes[i].heap_at != NONE)
+            heap_remove(c, i);
+    }
+    if (new_state) {
+        snapshot_unlink(c, state);
+        c->nodes[state].snapshot_pinned = true;
+        c->stats.snapshots_pinned++;
+    }
+    c->stats.pins++;
+    return true;
+}
+
+static void pin_ended(void *arg, uint32_t i)
+{
+    struct prefix_cache *c = arg;
+
+    snapshot_unpin(c, i);
+    if (c->nodes[i].n_children == 0)
+        heap_add(c, i);
+}
+
+void prefix_cache_advance(struct prefix_cache *c, uint64_t now_s)
+{
+    pins_advance(c->pins, now_s, pin_ended, c);
+}
+
+uint32_t prefix_cache_unpin_all(struct prefix_cache *c)
+{
+    uint32_t n = pins_n(c->pins);
+
+    for (uint32_t i = 0; i < c->n_nodes && pins_n(c->pins) > 0; i++)
+        if (pins_has(c->pins, i)) {
+            pins_drop(c->pins, i);
+            pin_ended(c, i);
+        }
+    return n;
 }
 
 uint32_t prefix_cache_evict_pages(struct prefix_cache *c, uint32_t n)
@@ -418,6 +496,7 @@ uint32_t prefix_cache_evict_pages(struct prefix_cache *c, uint32_t n)
 
 uint32_t prefix_cache_flush(struct prefix_cache *c)
 {
+    prefix_cache_unpin_all(c);
     return prefix_cache_evict_pages(c, UINT32_MAX);
 }
 
@@ -430,6 +509,7 @@ bool prefix_snapshot_wanted(uint32_t boundary, uint32_t n_prompt)
 void prefix_cache_get_stats(const struct prefix_cache *c, struct prefix_cache_stats *out)
 {
     *out = c->stats;
+    out->pages_pinned = pins_n(c->pins);
 }
 
 /* Every parent has a smaller depth than its children: by depth, level after level. */
@@ -459,7 +539,9 @@ static uint32_t check_node(const struct prefix_cache *c, uint32_t i, uint32_t *c
     assert(slab_refs(c->opt.pages, n->page) > 0);
     assert(n->depth == (n->parent != NONE ? c->nodes[n->parent].depth + 1 : 1));
     assert(n->parent == NONE || c->nodes[n->parent].used >= n->used);
-    assert((n->n_children == 0) == (n->heap_at != NONE));
+    assert((n->n_children == 0 && !pins_has(c->pins, i)) == (n->heap_at != NONE));
+    assert(n->parent == NONE || pins_end_s(c->pins, n->parent) >= pins_end_s(c->pins, i));
+    assert(!n->snapshot_pinned || (n->snapshot != NONE && pins_has(c->pins, i)));
     assert(n->heap_at == NONE || c->heap[n->heap_at] == i);
     assert(n->hash ==
            prefix_block_hash(n->parent != NONE ? c->nodes[n->parent].hash : 0, n->salt, n->tokens));
@@ -471,7 +553,7 @@ static uint32_t check_node(const struct prefix_cache *c, uint32_t i, uint32_t *c
 void prefix_cache_check(const struct prefix_cache *c)
 {
     uint32_t *children = calloc(c->n_nodes + 1, sizeof(*children));
-    uint32_t n = 0, n_snapshots = 0, linked = 0;
+    uint32_t n = 0, n_snapshots = 0, linked = 0, pinned = 0;
 
     if (children == NULL)
         abort();
@@ -479,14 +561,18 @@ void prefix_cache_check(const struct prefix_cache *c)
         for (uint32_t i = c->buckets[b]; i != NONE; i = c->nodes[i].bucket_next, n++)
             n_snapshots += check_node(c, i, children);
     for (uint32_t b = 0; b <= c->bucket_mask; b++)
-        for (uint32_t i = c->buckets[b]; i != NONE; i = c->nodes[i].bucket_next)
+        for (uint32_t i = c->buckets[b]; i != NONE; i = c->nodes[i].bucket_next) {
             assert(children[i] == c->nodes[i].n_children);
+            pinned += c->nodes[i].snapshot_pinned;
+        }
     for (uint32_t i = c->oldest; i != NONE; i = c->nodes[i].newer, linked++)
-        assert(c->nodes[i].snapshot != NONE);
+        assert(c->nodes[i].snapshot != NONE && !c->nodes[i].snapshot_pinned);
     for (uint32_t i = 1; i < c->n_heap; i++)
         assert(!heap_before(c, i, (i - 1) / 2));
     assert(n == c->stats.n_pages && n + c->n_free == c->n_nodes);
-    assert(linked == n_snapshots && n_snapshots == c->stats.n_snapshots);
+    assert(linked + pinned == n_snapshots && n_snapshots == c->stats.n_snapshots);
+    assert(pinned == c->stats.snapshots_pinned && pinned <= c->opt.pinned_snapshots_max);
+    assert(pins_n(c->pins) <= c->opt.pinned_pages_max);
     assert(c->stats.inserted - c->stats.evicted == n);
     free(children);
 }
@@ -524,7 +610,7 @@ enum status_code prefix_cache_new(const struct prefix_cache_options *o, struct p
     c->opt = *o;
     c->n_nodes = slab_units(o->pages);
     c->oldest = c->newest = NONE;
-    if (allocate(c, st) != ST_OK)
+    if (allocate(c, st) != ST_OK || pins_new(c->n_nodes, &c->pins, st) != ST_OK)
         prefix_cache_free(c);
     else
         *out = c;
@@ -536,6 +622,8 @@ void prefix_cache_free(struct prefix_cache *c)
     if (c == NULL)
         return;
     c->opt.event = NULL; /* whoever listens has gone first */
+    if (c->pins != NULL)
+        prefix_cache_unpin_all(c);
     for (uint32_t i = 0; c->heap != NULL && c->n_heap > 0; i++) {
         uint32_t leaf = c->heap[0];
 
@@ -547,5 +635,6 @@ void prefix_cache_free(struct prefix_cache *c)
     free(c->buckets);
     free(c->heap);
     free(c->skipped);
+    pins_free(c->pins);
     free(c);
 }

@@ -11,12 +11,12 @@
  * Snapshots are evicted on their own. A hit for computing lands on the deepest boundary with one; a
  * hit for receiving KV from elsewhere needs none.
  *
- *   match ─▶ (compute) ─▶ insert ─▶ put_snapshot           evict_pages when the slab runs dry
+ *   match ─▶ (compute) ─▶ insert ─▶ put_snapshot ─▶ pin      evict_pages when the slab runs dry
  *
  * Owns      one slab reference of every page in the tree, the units of its snapshots.
- * Promises  a page that a sequence still references is never evicted; a snapshot's page is in the
- *           tree; every call costs O(pages named) or O(log pages); nothing is allocated after
- *           prefix_cache_new().
+ * Promises  a page that a sequence still references, or that is pinned, is never evicted; a
+ *           snapshot's page is in the tree; every call costs O(pages named) or O(log pages),
+ *           unless it says more; nothing is allocated after prefix_cache_new().
  * Threads   engine only.
  */
 #ifndef BATON_COMMON_KV_PREFIX_CACHE_H
@@ -50,7 +50,8 @@ struct prefix_event {
 
 struct prefix_cache_options {
     struct slab *pages;
-    struct slab *snapshots;                                 /* NULL: none are kept */
+    struct slab *snapshots;                          /* NULL: none are kept */
+    uint32_t pinned_pages_max, pinned_snapshots_max; /* of all pins together; 0: none is granted */
     void (*event)(void *arg, const struct prefix_event *e); /* NULL: nobody listens */
     void *event_arg;
 };
@@ -105,11 +106,26 @@ bool prefix_cache_put_snapshot(struct prefix_cache *c, uint64_t salt, const int3
 void prefix_cache_drop_snapshot(struct prefix_cache *c, uint64_t salt, const int32_t *tokens,
                                 uint32_t n_pages);
 
+/**
+ * Keeps a chain of n_pages pages, and the deepest snapshot on it, from being evicted for so many
+ * seconds (at most PINS_SECONDS_MAX); a longer pin that is there stays. All or none.
+ * @return false when the chain is not in the tree whole, or the pins would be more than the options
+ * allow
+ */
+bool prefix_cache_pin(struct prefix_cache *c, uint64_t salt, const int32_t *tokens,
+                      uint32_t n_pages, uint32_t seconds);
+
+/** It is now_s, by a clock that does not go back: pins whose time is over end. */
+void prefix_cache_advance(struct prefix_cache *c, uint64_t now_s);
+
+/** Ends all pins. O(pages). @return pages that were pinned */
+uint32_t prefix_cache_unpin_all(struct prefix_cache *c);
+
 /** Frees up to n pages, least recently used first, leaves before their parents, none that a
- * sequence uses. @return pages freed */
+ * sequence uses or that is pinned. @return pages freed */
 uint32_t prefix_cache_evict_pages(struct prefix_cache *c, uint32_t n);
 
-/** Drops all that no sequence uses. @return pages freed */
+/** Drops all that no sequence uses, what is pinned too. @return pages freed */
 uint32_t prefix_cache_flush(struct prefix_cache *c);
 
 /**
@@ -123,6 +139,8 @@ struct prefix_cache_stats {
     uint32_t n_pages, n_snapshots;
     uint64_t inserted, evicted; /* pages */
     uint64_t snapshots_put, snapshots_evicted;
+    uint32_t pages_pinned, snapshots_pinned; /* now */
+    uint64_t pins, pins_refused;
     uint64_t events;
 };
 void prefix_cache_get_stats(const struct prefix_cache *c, struct prefix_cache_stats *out);

@@ -12,11 +12,19 @@ struct slab {
     const char *what;
     uint32_t n_units;
     uint32_t n_free; /* = length of the free stack */
+    uint32_t n_used; /* with an owner */
     uint32_t n_held; /* no owner, but quarantined */
     uint32_t
         *free_ids; /* stack, [n_free] used: the unit given last is taken first, still in cache */
     struct unit *units;
 };
+
+/* What the header promises. */
+static void check(const struct slab *s)
+{
+    assert(s->n_free + s->n_used + s->n_held == s->n_units);
+    (void)s;
+}
 
 enum status_code slab_new(const char *what, uint32_t n_units, struct slab **out, struct status *st)
 {
@@ -58,6 +66,8 @@ enum status_code slab_take(struct slab *s, uint32_t n, uint32_t *ids, struct sta
         assert(s->units[ids[i]].refs == 0 && s->units[ids[i]].quarantines == 0);
         s->units[ids[i]].refs = 1;
     }
+    s->n_used += n;
+    check(s);
     return status_ok(st);
 }
 
@@ -83,11 +93,13 @@ void slab_give(struct slab *s, const uint32_t *ids, uint32_t n)
         assert(ids[i] < s->n_units && u->refs > 0);
         if (--u->refs > 0)
             continue;
+        s->n_used--;
         if (u->quarantines > 0)
             s->n_held++;
         else
             put_back(s, ids[i]);
     }
+    check(s);
 }
 
 void slab_quarantine(struct slab *s, const uint32_t *ids, uint32_t n)
@@ -109,6 +121,7 @@ void slab_release(struct slab *s, const uint32_t *ids, uint32_t n)
             put_back(s, ids[i]);
         }
     }
+    check(s);
 }
 
 uint32_t slab_refs(const struct slab *s, uint32_t id)

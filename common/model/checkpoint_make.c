@@ -98,6 +98,43 @@ static const struct preset presets[] = {
      2.5,
      768,
      13},
+    /* The releases' heads as they are, their ranks, groups and index heads; the rest is small. */
+    {"flashheads",
+     512,
+     3,
+     64,
+     512,
+     1024,
+     8,
+     1024,
+     {0, 4, 128, 0},
+     64,
+     512,
+     16,
+     6,
+     256,
+     1,
+     1.5,
+     512,
+     16},
+    {"proheads",
+     896,
+     2,
+     128,
+     512,
+     1536,
+     16,
+     1024,
+     {128, 4, 0},
+     64,
+     1024,
+     16,
+     6,
+     256,
+     1,
+     2.5,
+     512,
+     17},
     /* The releases' own geometry; ratios as release_ratios() says. */
     {"flash", 4096, 43, 64, 512, 1024, 8, 1024, {0}, 64, 512, 256, 6, 2048, 3, 1.5, 129280, 14},
     {"pro", 7168, 61, 128, 512, 1536, 16, 1024, {128}, 64, 1024, 384, 6, 3072, 3, 2.5, 129280, 15},
@@ -670,7 +707,8 @@ enum status_code checkpoint_make(const char *dir, const struct checkpoint_option
     }
     if (m == NULL)
         return status_set(st, ST_INVALID,
-                          "no preset '%s': there are tiny, slim, flashlike, prolike, flash and pro",
+                          "no preset '%s': there are tiny, slim, flashlike, prolike, flashheads, "
+                          "proheads, flash and pro",
                           opt->preset);
     if (m->p.hidden >= 4096 && cut_release(&m->p, opt, st) != ST_OK) {
         free(m);

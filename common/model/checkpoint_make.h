@@ -21,7 +21,8 @@ enum checkpoint_experts {
 };
 
 struct checkpoint_options {
-    /* "tiny", "slim", "flashlike", "prolike"; "flash", "pro": a release's geometry */
+    /* "tiny", "slim", "flashlike", "prolike", "flashheads", "proheads"; "flash", "pro": a release's
+     * geometry */
     const char *preset;
     enum checkpoint_experts experts;
     int vocab_size; /* 0: the preset's */

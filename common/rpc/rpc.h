@@ -65,6 +65,9 @@ enum status_code rpc_session_send(struct rpc_session *s, const void *data, size_
 
 /** The same without a copy: data is malloc memory and the session's from now on, whatever comes. */
 enum status_code rpc_session_give(struct rpc_session *s, void *data, size_t len, struct status *st);
+
+/** Bytes that wait for a slow peer. */
+size_t rpc_session_waiting(struct rpc_session *s);
 enum { RPC_SESSION_QUEUE_MAX = 256 << 20, RPC_MESSAGE_MAX = 64 << 20 };
 
 /** Ends the stream. Client side: half-closes after the queued messages when `why` is ST_OK, else

@@ -13,6 +13,8 @@
 
 #include "common/rpc/rpc.h"
 
+enum { RPC_WINDOW_BYTES = 4 << 20 }; /* of a session, sent and not yet taken by the peer */
+
 /* What a completion-queue event means: fn runs on the rpc thread. */
 struct rpc_tag {
     void (*fn)(struct rpc_tag *tag, bool ok);

@@ -169,6 +169,12 @@ static grpc_server *make_server(void)
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIMEOUT_MS, {.integer = 1000}},
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, {.integer = 1}},
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, {.integer = 0}},
+        /* No ping beside the data to find out the path's bandwidth, a system call and a wake-up
+         * each time: a window that is large enough for any path. */
+        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_BDP_PROBE, {.integer = 0}},
+        {GRPC_ARG_INTEGER,
+         (char *)GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
+         {.integer = RPC_WINDOW_BYTES}},
         {GRPC_ARG_INTEGER,
          (char *)GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
          {.integer = 500}},

@@ -388,6 +388,16 @@ enum status_code rpc_session_give(struct rpc_session *s, void *data, size_t len,
     return send_slice(s, grpc_slice_new(data, len, free), st);
 }
 
+size_t rpc_session_waiting(struct rpc_session *s)
+{
+    size_t n;
+
+    pthread_mutex_lock(&s->lock);
+    n = s->queued_bytes;
+    pthread_mutex_unlock(&s->lock);
+    return n;
+}
+
 void rpc_session_close(struct rpc_session *s, const struct status *why)
 {
     pthread_mutex_lock(&s->lock);

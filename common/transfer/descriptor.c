@@ -7,6 +7,8 @@
 
 static const char magic[8] = {'B', 'A', 'T', 'O', 'N', 'K', 'V', 'D'};
 
+enum { PUTS = 1 << 8 }; /* in the half-word of the number of addresses */
+
 enum { AT_LENGTH = 12, AT_CRC = 16, AT_BODY = 20 };
 
 static void put_u16(struct buf *b, uint16_t v)
@@ -38,7 +40,7 @@ void descriptor_write(const struct descriptor *d, struct buf *out)
     size_t start = out->len;
     uint32_t n_slabs = 0;
 
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++)
         n_slabs += d->slabs[i].bytes > 0;
     buf_append(out, magic, sizeof(magic));
     put_u32(out, DESCRIPTOR_VERSION);
@@ -48,7 +50,7 @@ void descriptor_write(const struct descriptor *d, struct buf *out)
     put_u64(out, d->incarnation);
     put_u32(out, d->address_len);
     put_u16(out, d->tcp.port);
-    put_u16(out, (uint16_t)d->tcp.n_addresses);
+    put_u16(out, (uint16_t)(d->tcp.n_addresses | (d->tcp.puts ? PUTS : 0)));
     put_u64(out, d->tcp.host);
     buf_append(out, d->tcp.token, sizeof(d->tcp.token));
     buf_append(out, d->address, d->address_len);
@@ -56,7 +58,7 @@ void descriptor_write(const struct descriptor *d, struct buf *out)
         put_u16(out, d->tcp.addresses[i].family);
         buf_append(out, d->tcp.addresses[i].bytes, sizeof(d->tcp.addresses[i].bytes));
     }
-    for (uint32_t i = 0; i < TRANSFER_SLABS_MAX; i++) {
+    for (uint32_t i = 0; i < DESCRIPTOR_SLABS; i++) {
         const struct descriptor_slab *s = &d->slabs[i];
 
         if (s->bytes == 0)
@@ -148,11 +150,11 @@ static enum status_code read_head(struct reader *r, size_t len, uint32_t *n_slab
                           "transfer descriptor: checksum %08x, the bytes give %08x: damaged on "
                           "the way",
                           crc, real);
-    if (!take_u32(r, n_slabs) || !take_u64(r, incarnation) || *n_slabs > TRANSFER_SLABS_MAX ||
+    if (!take_u32(r, n_slabs) || !take_u64(r, incarnation) || *n_slabs > DESCRIPTOR_SLABS ||
         *incarnation == 0)
         return status_set(st, ST_INVALID,
                           "transfer descriptor: expected 0 to %d slabs and a non-zero incarnation",
-                          TRANSFER_SLABS_MAX);
+                          DESCRIPTOR_SLABS);
     return status_ok(st);
 }
 
@@ -178,6 +180,8 @@ static enum status_code read_addresses(struct reader *r, struct descriptor *d, s
         !take(r, d->address_len, &d->address))
         return status_set(st, ST_INVALID,
                           "transfer descriptor: worker address is missing, cut or too long");
+    o->puts = n & PUTS;
+    n &= (uint16_t)~PUTS;
     if (n > TCP_ADDRESSES_MAX)
         return status_set(st, ST_INVALID, "transfer descriptor: %u socket addresses, at most %d", n,
                           TCP_ADDRESSES_MAX);
@@ -202,9 +206,9 @@ static enum status_code read_slab(struct reader *r, struct descriptor *d, struct
     if (!take_u32(r, &index) || !take_u32(r, &rkey_len) || !take_u64(r, &base) ||
         !take_u64(r, &bytes))
         return status_set(st, ST_INVALID, "transfer descriptor: cut inside a slab");
-    if (index >= TRANSFER_SLABS_MAX || d->slabs[index].bytes != 0)
+    if (index >= DESCRIPTOR_SLABS || d->slabs[index].bytes != 0)
         return status_set(st, ST_INVALID, "transfer descriptor: slab %u comes twice or is not < %d",
-                          index, TRANSFER_SLABS_MAX);
+                          index, DESCRIPTOR_SLABS);
     if (bytes == 0 || base == 0 || bytes > UINT64_MAX - base)
         return status_set(st, ST_INVALID,
                           "transfer descriptor: slab %u: base %#llx, %llu bytes is no memory",

@@ -7,16 +7,17 @@
  *
  *   offset  size  little endian
  *        0     8  magic "BATONKVD"
- *        8     4  version (2)
+ *        8     4  version (3)
  *       12     4  length of everything, these fields included
  *       16     4  CRC32C of the bytes from 20 to the end
- *       20     4  n_slabs, 0..TRANSFER_SLABS_MAX
+ *       20     4  n_slabs, 0..DESCRIPTOR_SLABS
  *       24     8  incarnation: random per process start, never 0
  *       32     4  address_len, 1..DESCRIPTOR_ADDRESS_MAX
- *       36     2  port of the socket lane, 0: none
- *       38     2  n_addresses, 0..TCP_ADDRESSES_MAX
+ *       36     2  port of the socket lane and of lifelines, 0: none
+ *       38     1  n_addresses, 0..TCP_ADDRESSES_MAX
+ *       39     1  1: the socket lane is open; 0: it is not
  *       40     8  host: which machine and network namespace
- *       48    16  token of the socket lane
+ *       48    16  token of the port
  *       64     -  the UCX worker address
  *        -        n_addresses times: family u16 (4 or 6), 16 bytes
  *        -        n_slabs times: index u32 (each once), rkey_len u32 (1..DESCRIPTOR_RKEY_MAX),
@@ -36,9 +37,10 @@
 #include "common/transfer/transfer.h"
 
 enum {
-    DESCRIPTOR_VERSION = 2,
+    DESCRIPTOR_VERSION = 3,
     DESCRIPTOR_ADDRESS_MAX = 1 << 16,
     DESCRIPTOR_RKEY_MAX = 1 << 16,
+    DESCRIPTOR_SLABS = TRANSFER_SLABS_MAX + 1, /* the owner's, and the transfer's own for probes */
 };
 
 /* A slab at its owner; bytes is 0 where there is none. */
@@ -54,7 +56,7 @@ struct descriptor {
     const void *address; /* borrowed */
     uint32_t address_len;
     struct tcp_offer tcp;
-    struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* by index */
+    struct descriptor_slab slabs[DESCRIPTOR_SLABS]; /* by index */
 };
 
 /** Appends d's bytes to out. */

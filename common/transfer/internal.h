@@ -8,7 +8,10 @@
  *   transfer_put.c     puts: turns, completion
  *   transfer_verify.c  checksums of what arrived, on a thread of its own
  *   lane_ucx.c         bytes over UCX: RDMA, shared memory
- *   lane_tcp.c         bytes over a socket, the sending side; tcp_server.c the receiving one
+ *   lane_tcp.c         bytes over a socket, the sending side
+ *   lifeline.c         tells each side that the other has ended, the sending side
+ *   link_probe.c       measures the way to a peer
+ *   dial.c             connects those two to a peer; tcp_server.c is whom they talk to
  *   transport.c        which transports may be used, and which one was
  *
  * Any thread pushes a command to the mailbox; everything else is touched by the transfer thread
@@ -26,6 +29,8 @@
 #include "common/transfer/descriptor.h"
 #include "common/transfer/transfer.h"
 #include "common/transfer/transport.h"
+
+enum { SLAB_PROBE = TRANSFER_SLABS_MAX }; /* our own, after those of the owner */
 
 enum {
     PUT_QUANTUM = 256 << 10, /* bytes of one put before the next put has its turn */
@@ -49,6 +54,7 @@ struct put;
 struct verifier;
 struct lane_ucx;
 struct lane_tcp;
+struct lifeline;
 struct tcp_server;
 
 struct transfer {
@@ -62,9 +68,9 @@ struct transfer {
     uint64_t writers; /* names given by transfer_describe_to() */
     /* Written before the first peer, inside a call that the caller waits for; read by any thread
      * afterwards. */
-    struct slab_region slabs[TRANSFER_SLABS_MAX];
+    struct slab_region slabs[DESCRIPTOR_SLABS];
     struct verifier *verifier;
-    struct tcp_server *server;   /* NULL: no socket lane */
+    struct tcp_server *server;
     struct transfer_peer *peers; /* list by next */
     struct put *turn_head;       /* puts that still have bytes to send, next turn first */
     struct put *turn_tail;
@@ -89,17 +95,21 @@ struct transfer_peer {
     struct msg close; /* CMD_CLOSE, sent once by transfer_peer_close() */
     char name[64];
     enum peer_state state;
-    struct status why;                                /* when not OPEN: what its puts end with */
-    struct descriptor_slab slabs[TRANSFER_SLABS_MAX]; /* rkey pointers are not kept; any thread */
+    struct status why;                              /* when not OPEN: what its puts end with */
+    struct descriptor_slab slabs[DESCRIPTOR_SLABS]; /* rkey pointers are not kept; any thread */
     const struct lane_ops *lane;
     struct lane_ucx *ucx; /* the lane's own, by its kind */
     struct lane_tcp *tcp;
+    struct lifeline *lifeline;
+    bool lost;        /* the lifeline is broken: nothing is to be confirmed any more */
     bool hurried;     /* the lane knows that this worker stops */
     struct put *puts; /* all that have not ended, list by peer_next */
     void (*on_closed)(void *arg);
     void *on_closed_arg;
-    pthread_mutex_t lock; /* guards transport: written once, read by any thread */
+    pthread_mutex_t lock; /* guards transport and link: written once, read by any thread */
     char transport[128];
+    struct transfer_link link;
+    bool link_known;
     bool transport_known; /* transfer thread's own note that the text is there */
 };
 
@@ -124,6 +134,12 @@ struct lane_ops {
     void (*free)(struct transfer_peer *p);
 };
 
+/** The shorter of two sleeps; negative: none. */
+static inline int sooner(int a_ms, int b_ms)
+{
+    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
+}
+
 /* transfer.c */
 
 /* A command that runs a function on the transfer thread while the caller waits. */
@@ -136,10 +152,11 @@ enum status_code transfer_call(struct transfer *t, transfer_call_fn fn, void *ar
 /* Commands: types of struct msg in the transfer thread's mailbox. */
 enum transfer_cmd { CMD_CALL, CMD_PUT, CMD_HURRY, CMD_CANCEL, CMD_CLOSE, CMD_STOP };
 
-/** Checks pieces against our slabs and, when remote is not NULL, the peer's. */
+/** Checks pieces against the first n_slabs of our slabs and, when remote is not NULL, the peer's.
+ */
 enum status_code pieces_check(const struct transfer *t, const struct descriptor_slab *remote,
-                              const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
-                              struct status *st);
+                              int n_slabs, const struct transfer_piece *pieces, size_t n,
+                              uint32_t n_groups, struct status *st);
 
 /** Adds fd to the epoll set, or changes its events; watch_close() takes it out and closes it. */
 bool watch_add(struct transfer *t, int fd, uint32_t events, struct watch *w);
@@ -147,6 +164,9 @@ void watch_change(struct transfer *t, int fd, uint32_t events, struct watch *w);
 void watch_close(struct transfer *t, int fd);
 
 /* transfer_slab.c */
+
+/** Allocates slab SLAB_PROBE. */
+enum status_code slab_probe_alloc(struct transfer *t, struct status *st);
 
 /** Unregisters and frees all slabs. */
 void slabs_deinit(struct transfer *t);
@@ -172,6 +192,12 @@ void peer_begin_close(struct msg *m); /* CMD_CLOSE */
 void peers_close_all(struct transfer *t);
 
 /* transfer_put.c: commands */
+
+/** transfer_put(), into the first n_slabs slabs. */
+enum status_code put_start(struct transfer_peer *p, uint64_t id, int n_slabs,
+                           const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
+                           void (*done)(void *arg, const struct transfer_result *r), void *arg,
+                           struct status *st);
 
 void put_accept(struct msg *m); /* CMD_PUT: takes its place among the turns */
 void put_hurry(struct msg *m);  /* CMD_HURRY */
@@ -237,15 +263,16 @@ enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor 
 enum status_code tcp_server_start(struct transfer *t, uint16_t port, struct tcp_server **out,
                                   struct status *st);
 void tcp_server_stop(struct tcp_server *s); /* takes NULL */
-/** Our addresses and a token: the writer's own (ST_EXHAUSTED: no memory for it), with writer 0 one
- * that all share. Takes no server: an empty offer. */
-enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, struct tcp_offer *out,
-                                  struct status *st);
+/** Our addresses and a token: the writer's own (ST_EXHAUSTED: no memory for it; see
+ * transfer_describe_to() for on_end), with writer 0 one that all share. */
+enum status_code tcp_server_offer(struct tcp_server *s, uint64_t writer, transfer_end_fn on_end,
+                                  void *arg, struct tcp_offer *out, struct status *st);
 
-/** Forgets the writer's token and closes its connections. @return whether it ever had one */
+/** Forgets the writer's token, closes its connections or asks it to stop: see transfer_revoke(). */
 bool tcp_server_revoke(struct tcp_server *s, uint64_t writer);
 
-/** Ends connections that do not greet in time. @return ms to the next such bound; -1: none */
+/** Beats; ends connections that do not greet in time. @return ms to the next such bound; -1: none
+ */
 int tcp_server_tend(struct tcp_server *s);
 
 #endif

@@ -1,7 +1,5 @@
 /* The lane over a socket, the sending side; tcp_wire.h has the format. */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -10,20 +8,16 @@
 
 #include "common/base/clock.h"
 #include "common/base/crc32c.h"
-#include "common/transfer/internal.h"
-#include "common/transfer/tcp_wire.h"
+#include "common/transfer/dial.h"
 
 enum {
-    CONNECT_US = 2000000, /* per address, greeting included */
-    GIVE_UP_US = 8000000, /* for all addresses */
-    BYE_US = 20000000,    /* for the peer to confirm that it has read everything */
-    STOP_US = 2000000,    /* the same when this worker stops: nobody here asks after that */
-    STALL_US = 10000000,  /* with something outstanding and no sign of life */
+    BYE_US = 20000000,   /* for the peer to confirm that it has read everything */
+    STOP_US = 2000000,   /* the same when this worker stops: nobody here asks after that */
+    STALL_US = 10000000, /* with something outstanding and no sign of life */
 };
 
-/*  CONNECTING ──▶ GREETING ──▶ READY ──▶ LEAVING ──▶ GONE     (any ──▶ GONE)
- *       ▲─────────────┘  the next address */
-enum tcp_state { CONNECTING, GREETING, READY, LEAVING, GONE };
+/*  DIALLING ──▶ READY ──▶ LEAVING ──▶ GONE     (any ──▶ GONE) */
+enum tcp_state { DIALLING, READY, LEAVING, GONE };
 
 /* Bytes of one put on their way into the socket. */
 struct frame {
@@ -48,22 +42,15 @@ struct lane_tcp {
     enum tcp_state state;
     int fd;
     uint32_t events; /* what epoll is asked for */
-    struct tcp_offer offer;
-    struct tcp_address to[TCP_ADDRESSES_MAX];
-    uint32_t n_to, at_to;
-    char tried[256];      /* addresses and what became of them */
-    uint64_t deadline_us; /* of CONNECTING, GREETING, LEAVING */
-    uint64_t give_up_us;  /* of all addresses together */
+    struct dial dial;
+    uint64_t deadline_us; /* of LEAVING */
     uint64_t alive_us;    /* last sign of life while something was outstanding: an ack, or room in a
                              socket that had none */
     uint64_t seq;
     struct ack_due *acks, **acks_end;
     struct buf control; /* frames without bytes, to go before the next frame */
     size_t control_at;
-    union {
-        struct tcp_greeting greeting;
-        struct tcp_ack ack;
-    } in;
+    struct tcp_ack in;
     size_t in_len;
     struct frame frame;
 };
@@ -72,6 +59,7 @@ static void tcp_gone(struct lane_tcp *l)
 {
     struct put *u = l->frame.put;
 
+    dial_stop(&l->dial);
     if (l->fd >= 0)
         watch_close(l->peer->t, l->fd);
     l->fd = -1;
@@ -107,97 +95,18 @@ static void want_events(struct lane_tcp *l, uint32_t events)
     watch_change(l->peer->t, l->fd, events, &l->watch);
 }
 
-/* ---- connecting ---- */
-
-static void set_options(int fd)
+static void on_dialled(struct dial *d, int fd, const char *why)
 {
-    const int one = 1, idle_s = 1, between_s = 1, count = 3, unacked_ms = 5000;
+    struct lane_tcp *l = (struct lane_tcp *)((char *)d - offsetof(struct lane_tcp, dial));
 
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &between_s, sizeof(between_s));
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacked_ms, sizeof(unacked_ms));
-}
-
-/* Notes why the current address did not do and closes its socket. */
-static void address_failed(struct lane_tcp *l, const char *why)
-{
-    char text[64];
-    size_t at = strlen(l->tried);
-
-    tcp_address_text(&l->to[l->at_to], text, sizeof(text));
-    snprintf(l->tried + at, sizeof(l->tried) - at, "%s%s: %s", at > 0 ? "; " : "", text, why);
-    if (l->fd >= 0)
-        watch_close(l->peer->t, l->fd);
-    l->fd = -1;
-    l->at_to++;
-}
-
-/* Starts with the next address; when there is none left, the peer is lost. */
-static void connect_next(struct lane_tcp *l)
-{
-    char why[sizeof(l->tried) + 64];
-
-    if (l->give_up_us == 0)
-        l->give_up_us = clock_now_us() + GIVE_UP_US;
-    for (; l->at_to < l->n_to && clock_now_us() < l->give_up_us;
-         address_failed(l, strerror(errno))) {
-        struct sockaddr_storage ss;
-        socklen_t len = tcp_sockaddr(&l->to[l->at_to], l->offer.port, &ss);
-
-        l->fd = socket(ss.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (l->fd < 0)
-            continue;
-        set_options(l->fd);
-        l->events = EPOLLOUT;
-        if (!watch_add(l->peer->t, l->fd, l->events, &l->watch)) {
-            close(l->fd);
-            l->fd = -1;
-            continue;
-        }
-        if (connect(l->fd, (struct sockaddr *)&ss, len) == 0 || errno == EINPROGRESS) {
-            l->state = CONNECTING;
-            l->deadline_us = clock_now_us() + CONNECT_US;
-            return;
-        }
-    }
-    snprintf(why, sizeof(why), "no connection to port %u (%s): is it open between the workers?",
-             l->offer.port, l->tried);
-    tcp_lost(l, why);
-}
-
-static void greet(struct lane_tcp *l)
-{
-    struct tcp_hello hello = {.version = TCP_VERSION, .incarnation = l->peer->t->incarnation};
-    socklen_t len = sizeof(int);
-    char device[64];
-    int err = 0;
-
-    getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &err, &len);
-    if (err != 0) {
-        address_failed(l, strerror(err));
-        connect_next(l);
+    if (fd < 0) {
+        tcp_lost(l, why);
         return;
     }
-    tcp_socket_device(l->fd, device, sizeof(device));
-    if (!tcp_device_listed(l->peer->t->plan.devices, device)) {
-        snprintf(device + strlen(device), sizeof(device) - strlen(device),
-                 " is the way there, and not among the devices allowed");
-        address_failed(l, device);
-        connect_next(l);
-        return;
-    }
-    memcpy(hello.magic, TCP_HELLO_MAGIC, sizeof(hello.magic));
-    memcpy(hello.token, l->offer.token, sizeof(hello.token));
-    if (send(l->fd, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello)) {
-        address_failed(l, "the greeting does not go out");
-        connect_next(l);
-        return;
-    }
-    l->state = GREETING;
-    want_events(l, EPOLLIN | EPOLLRDHUP);
+    l->fd = fd;
+    l->state = READY;
+    l->events = EPOLLIN | EPOLLRDHUP;
+    watch_change(l->peer->t, fd, l->events, &l->watch);
 }
 
 /* Reads up to n bytes in all into l->in. @return 1 all there, 0 not yet, -1 connection over: errno
@@ -216,31 +125,6 @@ static int receive(struct lane_tcp *l, size_t n)
         return 0;
     l->in_len = 0;
     return 1;
-}
-
-static void welcome(struct lane_tcp *l)
-{
-    const struct tcp_greeting *g = &l->in.greeting;
-    const char *why = NULL;
-    int rc = receive(l, sizeof(*g));
-
-    if (rc == 0)
-        return;
-    if (rc < 0)
-        why = "hung up during the greeting";
-    else if (memcmp(g->magic, TCP_WELCOME_MAGIC, sizeof(g->magic)) != 0)
-        why = "something else listens there";
-    else if (g->code == TCP_OTHER_VERSION)
-        why = "the peer runs another version";
-    else if (g->code != TCP_COME_IN)
-        why = "the peer does not know our token: it has restarted since";
-    if (why != NULL) {
-        l->in_len = 0;
-        address_failed(l, why);
-        connect_next(l);
-        return;
-    }
-    l->state = READY;
 }
 
 /* ---- sending ---- */
@@ -384,10 +268,10 @@ static void take_acks(struct lane_tcp *l)
 {
     int rc;
 
-    while ((rc = receive(l, sizeof(l->in.ack))) > 0) {
+    while ((rc = receive(l, sizeof(l->in))) > 0) {
         struct ack_due *due = l->acks;
 
-        if (due == NULL || l->in.ack.seq != due->seq) {
+        if (due == NULL || l->in.seq != due->seq) {
             tcp_lost(l, "the peer confirms what was not asked");
             return;
         }
@@ -412,12 +296,6 @@ static void tcp_ready(struct watch *w, uint32_t events)
     struct lane_tcp *l = (struct lane_tcp *)w;
 
     switch (l->state) {
-    case CONNECTING:
-        greet(l);
-        break;
-    case GREETING:
-        welcome(l);
-        break;
     case READY:
     case LEAVING:
         if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
@@ -425,6 +303,7 @@ static void tcp_ready(struct watch *w, uint32_t events)
         if (l->state != GONE && (events & EPOLLOUT) && !write_due(l))
             tcp_lost(l, strerror(errno));
         break;
+    case DIALLING:
     case GONE:
         break;
     }
@@ -437,10 +316,12 @@ static void tcp_close(struct transfer_peer *p)
 {
     struct lane_tcp *l = p->tcp;
 
-    if (l->state == READY && p->state == PEER_CLOSING) {
+    if (l->state == READY && p->state == PEER_CLOSING && !p->lost) {
         l->state = LEAVING;
         l->deadline_us = clock_now_us() + (p->t->stopping ? STOP_US : BYE_US);
         ask_ack(l, TCP_BYE, NULL);
+    } else if (l->state == LEAVING && p->lost) {
+        tcp_gone(l);
     } else if (l->state == LEAVING && p->t->stopping) {
         l->deadline_us = clock_now_us() + STOP_US;
     } else if (l->state != LEAVING && l->state != GONE) {
@@ -453,6 +334,8 @@ static int tcp_tend(struct transfer_peer *p)
     struct lane_tcp *l = p->tcp;
     uint64_t now, until;
 
+    if (l->state == DIALLING)
+        return dial_tend(&l->dial);
     if (l->state == GONE)
         return LANE_GONE;
     if (l->state == READY && l->acks == NULL && l->frame.put == NULL)
@@ -461,14 +344,10 @@ static int tcp_tend(struct transfer_peer *p)
     until = l->state == READY ? l->alive_us + STALL_US : l->deadline_us;
     if (now < until)
         return (int)((until - now) / 1000 + 1);
-    if (l->state == READY) {
+    if (l->state == READY)
         tcp_lost(l, "the peer does not read what is sent");
-    } else if (l->state == LEAVING) {
+    else
         tcp_gone(l);
-    } else {
-        address_failed(l, "no answer in 2 s");
-        connect_next(l);
-    }
     return 0;
 }
 
@@ -502,7 +381,7 @@ enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor 
 {
     struct lane_tcp *l;
 
-    if (d->tcp.port == 0)
+    if (!d->tcp.puts)
         return status_set(st, ST_UNAVAILABLE,
                           "the peer takes no KV over TCP: its --kv-transport forbids it");
     l = calloc(1, sizeof(*l));
@@ -512,14 +391,15 @@ enum status_code lane_tcp_open(struct transfer_peer *p, const struct descriptor 
     l->peer = p;
     l->fd = -1;
     l->acks_end = &l->acks;
-    l->offer = d->tcp;
-    l->n_to = tcp_candidates(&d->tcp, tcp_host_id(), l->to);
+    l->dial =
+        (struct dial){.t = p->t, .offer = d->tcp, .kind = TCP_HELLO_PUTS, .ended = on_dialled};
+    l->dial.n_to = tcp_candidates(&d->tcp, tcp_host_id(), l->dial.to);
     p->lane = &lane_tcp;
     p->tcp = l;
-    if (l->n_to == 0)
+    if (l->dial.n_to == 0)
         return status_set(st, ST_UNAVAILABLE,
                           "the peer has no address but loopback ones, and is on another host: give "
                           "it a network interface (--kv-devices)");
-    connect_next(l);
+    dial_start(&l->dial);
     return status_ok(st);
 }

@@ -22,9 +22,9 @@ struct lane_ucx {
     void *close_req; /* NULL, or the close under way */
     bool error_seen; /* UCX's error callback came; handled by tend() */
     ucs_status_t error;
-    ucp_rkey_h rkeys[TRANSFER_SLABS_MAX];
-    uint8_t *mapped[TRANSFER_SLABS_MAX]; /* the peer's slab in our address space, or NULL */
-    uint64_t window_bytes;               /* posted and not ended */
+    ucp_rkey_h rkeys[DESCRIPTOR_SLABS];
+    uint8_t *mapped[DESCRIPTOR_SLABS]; /* the peer's slab in our address space, or NULL */
+    uint64_t window_bytes;             /* posted and not ended */
     uint32_t window_requests;
 };
 
@@ -205,7 +205,7 @@ static void ucx_describe(struct transfer_peer *p, char *buf, size_t n)
 
 static void ucx_free(struct transfer_peer *p)
 {
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++)
         if (p->ucx->rkeys[i] != NULL)
             ucp_rkey_destroy(p->ucx->rkeys[i]);
     free(p->ucx);
@@ -224,7 +224,7 @@ static const struct lane_ops lane_ucx = {
 static enum status_code unpack_keys(struct lane_ucx *l, const struct descriptor *d,
                                     struct status *st)
 {
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++) {
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++) {
         ucs_status_t rc;
 
         if (d->slabs[i].bytes == 0)
@@ -241,7 +241,7 @@ static enum status_code unpack_keys(struct lane_ucx *l, const struct descriptor 
  * gives them, so that no put pays for faults. */
 static void map_slabs(struct lane_ucx *l, const struct descriptor *d)
 {
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++) {
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++) {
         void *first, *last;
 
         if (l->rkeys[i] == NULL || ucp_rkey_ptr(l->rkeys[i], d->slabs[i].base, &first) != UCS_OK ||

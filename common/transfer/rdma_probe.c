@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,58 @@ static uint64_t real_memlock_bytes(void)
     return limit.rlim_cur;
 }
 
+static int real_numa_node(const char *device)
+{
+    char path[128];
+    int node = -1;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/sys/class/infiniband/%.64s/device/numa_node", device);
+    f = fopen(path, "re");
+    if (f == NULL)
+        return -1;
+    if (fscanf(f, "%d", &node) != 1)
+        node = -1;
+    fclose(f);
+    return node;
+}
+
+/* A CPU's folder has a link "node<N>" to its node. */
+static int node_of_cpu(int cpu)
+{
+    char path[64];
+    int node = -1;
+    DIR *d;
+
+    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d", cpu);
+    d = opendir(path);
+    if (d == NULL)
+        return -1;
+    for (const struct dirent *e = readdir(d); e != NULL && node < 0; e = readdir(d))
+        if (sscanf(e->d_name, "node%d", &node) != 1)
+            node = -1;
+    closedir(d);
+    return node;
+}
+
+static int real_own_node(void)
+{
+    cpu_set_t set;
+    int node = -1;
+
+    if (sched_getaffinity(0, sizeof(set), &set) != 0)
+        return -1;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        int of = CPU_ISSET(cpu, &set) ? node_of_cpu(cpu) : -2;
+
+        if (of == -1 || (of >= 0 && node >= 0 && of != node))
+            return -1;
+        if (of >= 0)
+            node = of;
+    }
+    return node;
+}
+
 const struct rdma_verbs *rdma_verbs_real(void)
 {
     static const struct rdma_verbs real = {
@@ -89,6 +142,8 @@ const struct rdma_verbs *rdma_verbs_real(void)
         .kernel_devices = real_kernel_devices,
         .device_files = real_device_files,
         .memlock_bytes = real_memlock_bytes,
+        .numa_node = real_numa_node,
+        .own_node = real_own_node,
     };
 
     return &real;
@@ -195,12 +250,17 @@ static struct rdma_port *port_new(struct rdma_report *r, const char *device, uin
     return p;
 }
 
+static bool wishes_all(const struct rdma_wish *wish)
+{
+    return wish->devices == NULL || wish->devices[0] == '\0' || strcmp(wish->devices, "all") == 0;
+}
+
 /* "mlx5_0:1" names a port, "mlx5_0" all of a device. */
 static bool is_wished(const struct rdma_wish *wish, const char *device, unsigned port)
 {
     char full[IBV_SYSFS_NAME_MAX + 8];
 
-    if (wish->devices == NULL || wish->devices[0] == '\0' || strcmp(wish->devices, "all") == 0)
+    if (wishes_all(wish))
         return true;
     snprintf(full, sizeof(full), "%s:%u", device, port);
     for (const char *at = wish->devices; *at != '\0';) {
@@ -238,8 +298,10 @@ static void look_at_device(const struct rdma_verbs *v, struct ibv_device *device
         attr.phys_port_cnt = 1;
     for (unsigned port = 1; port <= attr.phys_port_cnt; port++) {
         p = is_wished(wish, name, port) ? port_new(r, name, (uint8_t)port) : NULL;
-        if (p != NULL)
-            look_at_port(v, context, wish, p);
+        if (p == NULL)
+            continue;
+        p->numa_node = v->numa_node(name);
+        look_at_port(v, context, wish, p);
     }
     v->close_device(context);
 }
@@ -269,6 +331,18 @@ static void say_why_none(const struct rdma_verbs *v, struct rdma_report *r)
                  in_kernel);
 }
 
+/* A write from another node's memory crosses the link between the nodes. */
+static void mark_far(const struct rdma_verbs *v, struct rdma_report *r)
+{
+    int own = v->own_node();
+    bool any_near = false;
+
+    for (uint32_t i = 0; i < r->n_ports; i++)
+        any_near |= r->ports[i].usable && own >= 0 && r->ports[i].numa_node == own;
+    for (uint32_t i = 0; i < r->n_ports; i++)
+        r->ports[i].far = any_near && r->ports[i].numa_node >= 0 && r->ports[i].numa_node != own;
+}
+
 void rdma_probe(const struct rdma_verbs *v, const struct rdma_wish *wish, struct rdma_report *out)
 {
     int n = 0;
@@ -280,6 +354,8 @@ void rdma_probe(const struct rdma_verbs *v, const struct rdma_wish *wish, struct
         look_at_device(v, list[i], wish, out);
     for (uint32_t i = 0; i < out->n_ports; i++)
         out->n_usable += out->ports[i].usable;
+    if (wishes_all(wish))
+        mark_far(v, out);
     if (list == NULL || n == 0)
         say_why_none(v, out);
     else if (out->n_ports == 0)
@@ -292,8 +368,9 @@ void rdma_probe(const struct rdma_verbs *v, const struct rdma_wish *wish, struct
 void rdma_port_text(const struct rdma_port *p, char *buf, size_t n)
 {
     if (p->usable)
-        snprintf(buf, n, "%s:%u %s %.0f Gb/s, mtu %u, active", p->device, p->port,
-                 p->ethernet ? "RoCE" : "InfiniBand", p->gbit_per_s, p->mtu);
+        snprintf(buf, n, "%s:%u %s %.0f Gb/s, mtu %u, active%s", p->device, p->port,
+                 p->ethernet ? "RoCE" : "InfiniBand", p->gbit_per_s, p->mtu,
+                 p->far ? ", not used: on another NUMA node than this process (--kv-devices)" : "");
     else
         snprintf(buf, n, "%s:%u: %s", p->device, p->port, p->why);
 }

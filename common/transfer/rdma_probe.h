@@ -34,6 +34,8 @@ struct rdma_verbs {
     int (*kernel_devices)(void);     /* entries of /sys/class/infiniband */
     int (*device_files)(void);       /* 0, or the errno of reading and writing /dev/infiniband's */
     uint64_t (*memlock_bytes)(void); /* RLIMIT_MEMLOCK; UINT64_MAX: no limit (or CAP_IPC_LOCK) */
+    int (*numa_node)(const char *device); /* of the adapter's slot; -1: not known */
+    int (*own_node)(void); /* whose CPUs are all that we may run on; -1: those of several */
 };
 
 const struct rdma_verbs *rdma_verbs_real(void);
@@ -42,6 +44,8 @@ struct rdma_port {
     char device[IBV_SYSFS_NAME_MAX];
     uint8_t port;
     bool usable;
+    bool far;          /* on another NUMA node than we are, while another usable port is near */
+    int numa_node;     /* -1: not known */
     bool ethernet;     /* RoCE; else InfiniBand */
     uint32_t mtu;      /* bytes */
     double gbit_per_s; /* link rate */
@@ -61,7 +65,8 @@ struct rdma_wish {
     int gid_index;       /* that UCX was told to use; -1: it chooses */
 };
 
-/** Looks. Never fails: what is wrong stands in the report. */
+/** Looks. Never fails: what is wrong stands in the report. Without a wish for devices, the ports of
+ * another node are far where this process is bound to one that has its own. */
 void rdma_probe(const struct rdma_verbs *v, const struct rdma_wish *wish, struct rdma_report *out);
 
 /** @return ST_OK when RDMA can be used; ST_UNAVAILABLE with every reason why not and what to do */

@@ -4,9 +4,12 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
+#include <stddef.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include "common/base/hash.h"
 
@@ -130,9 +133,51 @@ uint32_t tcp_candidates(const struct tcp_offer *offer, uint64_t own_host, struct
     return n;
 }
 
+struct tcp_address tcp_address_local(uint64_t incarnation)
+{
+    struct tcp_address a = {.family = TCP_FAMILY_LOCAL};
+
+    memcpy(a.bytes, &incarnation, sizeof(incarnation));
+    return a;
+}
+
+/* An abstract name: nothing is left behind in a file system. */
+static socklen_t local_sockaddr(const struct tcp_address *a, struct sockaddr_un *out)
+{
+    uint64_t incarnation;
+    int n;
+
+    memcpy(&incarnation, a->bytes, sizeof(incarnation));
+    out->sun_family = AF_UNIX;
+    n = snprintf(out->sun_path + 1, sizeof(out->sun_path) - 1, "baton-kv-%016llx",
+                 (unsigned long long)incarnation);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+}
+
+void tcp_keep_alive(int fd)
+{
+    const int one = 1, idle_s = 1, between_s = 1, count = 3, unacked_ms = 5000;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &between_s, sizeof(between_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacked_ms, sizeof(unacked_ms));
+}
+
+void tcp_break_soon(int fd)
+{
+    const int ms = TCP_BROKEN_MS;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
+}
+
 socklen_t tcp_sockaddr(const struct tcp_address *a, uint16_t port, struct sockaddr_storage *out)
 {
     memset(out, 0, sizeof(*out));
+    if (a->family == TCP_FAMILY_LOCAL)
+        return local_sockaddr(a, (struct sockaddr_un *)out);
     if (a->family == 4) {
         struct sockaddr_in *in = (struct sockaddr_in *)out;
 
@@ -151,7 +196,9 @@ socklen_t tcp_sockaddr(const struct tcp_address *a, uint16_t port, struct sockad
 
 void tcp_address_text(const struct tcp_address *a, char *buf, size_t n)
 {
-    if (inet_ntop(a->family == 4 ? AF_INET : AF_INET6, a->bytes, buf, (socklen_t)n) == NULL)
+    if (a->family == TCP_FAMILY_LOCAL)
+        snprintf(buf, n, "this host");
+    else if (inet_ntop(a->family == 4 ? AF_INET : AF_INET6, a->bytes, buf, (socklen_t)n) == NULL)
         snprintf(buf, n, "?");
 }
 

@@ -14,13 +14,17 @@
 enum { TCP_ADDRESSES_MAX = 16, TCP_TOKEN_BYTES = 16 };
 
 struct tcp_address {
-    uint16_t family;   /* 4 or 6 */
+    uint16_t family;   /* 4 or 6; TCP_FAMILY_LOCAL never travels */
     uint8_t bytes[16]; /* network order; the first 4 for family 4 */
 };
 
+/* A socket of this host and network namespace, of a process named by its incarnation. */
+enum { TCP_FAMILY_LOCAL = 1 };
+
 /* What a sender needs to know of a receiver's listening socket. */
 struct tcp_offer {
-    uint16_t port;                  /* 0: no socket lane */
+    uint16_t port;                  /* 0: nothing listens but within the host */
+    bool puts;                      /* the socket lane is open, not only for lifelines */
     uint8_t token[TCP_TOKEN_BYTES]; /* whoever shows it may write */
     uint64_t host;                  /* tcp_host_id() of the receiver */
     uint32_t n_addresses;
@@ -49,10 +53,21 @@ uint32_t tcp_candidates(const struct tcp_offer *offer, uint64_t own_host, struct
 /** Is name one of the comma-separated list ("mlx5_0:1" counts as "mlx5_0" too)? NULL lists all. */
 bool tcp_device_listed(const char *devices, const char *name);
 
+/** Where that process listens within its host. */
+struct tcp_address tcp_address_local(uint64_t incarnation);
+
+/** Has the kernel probe a silent connection. */
+void tcp_keep_alive(int fd);
+
+/** Has the kernel give a connection up when nothing is acknowledged for TCP_BROKEN_MS. */
+void tcp_break_soon(int fd);
+
+enum { TCP_BROKEN_MS = 1200 };
+
 /** Fills a socket address; returns its length. */
 socklen_t tcp_sockaddr(const struct tcp_address *a, uint16_t port, struct sockaddr_storage *out);
 
-/** "10.0.0.7" or "fd00::2". */
+/** "10.0.0.7", "fd00::2" or "this host". */
 void tcp_address_text(const struct tcp_address *a, char *buf, size_t n);
 
 /** The interface that a connected socket's local address belongs to; "?" when it cannot be told. */

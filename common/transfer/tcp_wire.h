@@ -6,14 +6,16 @@
  *   hello, 64 bytes                              welcome, 32 bytes
  *    0   8  magic "BATONPUT"                      0  8  magic "BATONWEL"
  *    8   4  version                               8  4  version
- *   12   4  zero                                 12  4  enum tcp_welcome
+ *   12   4  enum tcp_hello_kind                  12  4  enum tcp_welcome
  *   16  16  token of the receiver's descriptor   16  8  incarnation of the receiver
  *   32   8  incarnation of the sender            24  8  zero
  *   40  24  zero
  *
- * Then frames, each a header, its entries and the bytes of the entries in order; the receiver reads
- * the bytes straight into its slabs. FLUSH and BYE are answered, in order, with an ack: what came
- * before lies in memory then. After a BYE the sender sends nothing more.
+ * A lifeline (lifeline.h) goes on with single bytes: beats, either way; the receiver may ask the
+ * sender to stop; the sender says goodbye and closes. Puts go on with frames, each a header, its
+ * entries and the bytes of the entries in order; the receiver reads the bytes straight into its
+ * slabs. FLUSH and BYE are answered, in order, with an ack: what came before lies in memory then.
+ * After a BYE the sender sends nothing more.
  *
  *   header, 32 bytes                             entry, 24 bytes      ack, 16 bytes
  *    0  4  enum tcp_frame                         0  4  slab           0  4  enum tcp_frame
@@ -37,7 +39,7 @@
 #include "common/transfer/tcp_address.h"
 
 enum {
-    TCP_VERSION = 1,
+    TCP_VERSION = 2,
     TCP_ENTRIES_MAX = 512,
     TCP_FRAME_BYTES_MAX = 1 << 26, /* sanity bound of a receiver; senders stay far below */
 };
@@ -46,12 +48,19 @@ enum {
 #define TCP_WELCOME_MAGIC "BATONWEL"
 
 enum tcp_frame { TCP_PUT = 1, TCP_FLUSH = 2, TCP_BYE = 3 };
-enum tcp_welcome { TCP_COME_IN, TCP_OTHER_VERSION, TCP_OTHER_TOKEN };
+enum tcp_welcome { TCP_COME_IN, TCP_OTHER_VERSION, TCP_OTHER_TOKEN, TCP_NO_PUTS };
+
+/* A lifeline says which lane it stands beside: its end proves different things. */
+enum tcp_hello_kind { TCP_HELLO_PUTS, TCP_HELLO_LIFELINE, TCP_HELLO_LIFELINE_UCX };
+
+enum { LIFELINE_BEAT = 'b', LIFELINE_BYE = 'x', LIFELINE_STOP = 's' };
+
+enum { LIFELINE_BEAT_US = 300000 }; /* with TCP_BROKEN_MS, a silent network is noticed in 2 s */
 
 struct tcp_hello {
     char magic[8];
     uint32_t version;
-    uint32_t zero;
+    uint32_t kind;
     uint8_t token[TCP_TOKEN_BYTES];
     uint64_t incarnation;
     uint8_t zeros[24];

@@ -45,8 +45,8 @@ static enum status_code piece_check(const char *whose, uint64_t slab_bytes, size
 }
 
 enum status_code pieces_check(const struct transfer *t, const struct descriptor_slab *remote,
-                              const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
-                              struct status *st)
+                              int n_slabs, const struct transfer_piece *pieces, size_t n,
+                              uint32_t n_groups, struct status *st)
 {
     if (n > PIECES_MAX || n_groups > GROUPS_MAX)
         return status_set(st, ST_INVALID, "%zu pieces in %u groups: at most %d and %d", n, n_groups,
@@ -54,9 +54,9 @@ enum status_code pieces_check(const struct transfer *t, const struct descriptor_
     for (size_t i = 0; i < n; i++) {
         const struct transfer_piece *p = &pieces[i];
 
-        if (p->slab < 0 || p->slab >= TRANSFER_SLABS_MAX || p->group >= n_groups)
+        if (p->slab < 0 || p->slab >= n_slabs || p->group >= n_groups)
             return status_set(st, ST_INVALID, "piece %zu: slab %d of 0..%d, group %u of %u", i,
-                              p->slab, TRANSFER_SLABS_MAX - 1, p->group, n_groups);
+                              p->slab, n_slabs - 1, p->group, n_groups);
         if (piece_check("our", t->slabs[p->slab].bytes, i, p->slab, p->local_off, p->bytes, st) !=
             ST_OK)
             return st->code;
@@ -150,11 +150,6 @@ static bool handle_sockets(struct transfer *t, int timeout_ms)
     return any;
 }
 
-static int sooner(int a_ms, int b_ms)
-{
-    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
-}
-
 /* An armed worker signals its fd for anything that happened since; when something already has,
  * arming says busy and nobody sleeps. */
 static void sleep_until_event(struct transfer *t, int timeout_ms)
@@ -235,7 +230,7 @@ static void transfer_free(struct transfer *t)
 static enum status_code start_server(struct transfer *t, const struct transfer_options *opt,
                                      struct status *st)
 {
-    return t->plan.sockets ? tcp_server_start(t, opt->tcp_port, &t->server, st) : status_ok(st);
+    return tcp_server_start(t, opt->tcp_port, &t->server, st);
 }
 
 enum status_code transfer_start(const struct transfer_options *opt, struct transfer **out,
@@ -265,6 +260,10 @@ enum status_code transfer_start(const struct transfer_options *opt, struct trans
         goto fail;
     }
     pthread_setname_np(t->thread, "transfer");
+    if (slab_probe_alloc(t, st) != ST_OK) {
+        transfer_stop(t);
+        return st->code;
+    }
     log_info("transfer: KV may go by %s%s%s", t->plan.ucx ? t->plan.tls : "",
              t->plan.ucx && t->plan.sockets ? " or " : "", t->plan.sockets ? "a TCP socket" : "");
     *out = t;

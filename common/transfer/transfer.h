@@ -11,6 +11,9 @@
  * allowed. The socket lane listens on every interface, admits senders that know the descriptor's
  * token and holds every write against the slabs' bounds; it does not encrypt.
  *
+ * Beside either lane a writer keeps a lifeline to its receiver (lifeline.h), by which each side
+ * learns that the other has ended, and the receiver that nothing is written any more.
+ *
  * Owns      every UCX object and socket, on one thread that sleeps when there is nothing to do.
  * Promises  a put's completion comes exactly once, ok only after a flush: the bytes are visible to
  * the peer. After it (ok or not) local memory is not read any more. After transfer_peer_close()
@@ -37,7 +40,7 @@ struct transfer_options {
     enum transfer_kind transport; /* --kv-transport */
     enum transfer_kind require;   /* --kv-require; TRANSFER_AUTO: nothing required */
     const char *devices;          /* --kv-devices: "mlx5_0:1,eth0", NULL: all */
-    uint16_t tcp_port;            /* of the socket lane, for firewalls; 0: any free one */
+    uint16_t tcp_port;            /* --kv-port: of the socket lane and lifelines; 0: any free one */
     uint64_t rate_limit;          /* --kv-rate-limit: bytes per second sent to all peers; 0: none */
 };
 
@@ -67,18 +70,29 @@ enum status_code transfer_slab_register(struct transfer *t, int index, void *bas
 enum status_code transfer_describe(struct transfer *t, struct buf *out, struct status *st);
 
 /**
+ * A writer has ended: it has closed its peer, has died or is out of reach.
+ * @param proven  nothing that it sent is written to our slabs from now on; else that is not known
+ * yet: transfer_revoke() proves it, or this is called once more when it is proven
+ */
+typedef void (*transfer_end_fn)(void *arg, uint64_t writer, bool proven);
+
+/**
  * The same for one writer, who alone is to connect with these bytes, once; transfer_revoke() shuts
  * it out again.
  * @param writer  out: names it, never 0
+ * @param on_end  on the transfer thread; pushes to a mailbox and returns. Death within the host is
+ * told at once, a silent network within 2 s, a frozen process not at all. Not called when this
+ * transfer stops first, nor after transfer_revoke() has returned true
  */
-enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, struct buf *out,
-                                      struct status *st);
+enum status_code transfer_describe_to(struct transfer *t, transfer_end_fn on_end, void *arg,
+                                      uint64_t *writer, struct buf *out, struct status *st);
 
 /**
  * Ends what that writer may do, once; returns when it is done.
- * @return true: proven, nothing that it sent or sends is written to our slabs from now on (it came
- * over a socket, which is closed). false: it may have come another way (shared memory, RDMA), which
- * only its own word or end closes
+ * @return true: proven, nothing that it sent or sends is written to our slabs from now on. false:
+ * it writes by memory or RDMA and has been asked to stop; on_end tells when that is proven: when it
+ * has said so, when it has died; while it is frozen it is not. (It is behind a cut cable: after 60
+ * s, by when its own side has long given up.)
  */
 bool transfer_revoke(struct transfer *t, uint64_t writer);
 
@@ -152,6 +166,18 @@ enum status_code transfer_verify(struct transfer *t, const struct transfer_piece
 /** What UCX really uses towards the peer, after the first flush: "shm (posix/memory)", "tcp
  * (tcp/eth0)", "rdma (rc_mlx5/mlx5_0:1)"; "unknown" before. Copied into buf. */
 void transfer_peer_transport(struct transfer_peer *p, char *buf, size_t n);
+
+/* What the way to a peer gave when it was opened, nothing else going over it. */
+struct transfer_link {
+    uint64_t bytes_per_s;
+    uint64_t expected_bytes_per_s; /* by the port's or interface's rate, or a copy; 0: not known */
+    double latency_us;             /* of a put of 64 bytes, from call to callback */
+    bool slow;                     /* far below what is expected; logged once as a warning */
+};
+
+/** @return false: the probe is not through, the peer was lost meanwhile, or there is a rate limit
+ */
+bool transfer_peer_link(struct transfer_peer *p, struct transfer_link *out);
 
 /** Fault injection for tests: the next n puts flip one bit of one byte on the way (the checksum is
  * of the true bytes). */

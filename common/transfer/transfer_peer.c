@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "common/base/log.h"
-#include "common/transfer/internal.h"
+#include "common/transfer/lifeline.h"
+#include "common/transfer/link_probe.h"
 
 struct open_args {
     const char *name;
@@ -14,6 +15,7 @@ struct open_args {
 
 static void peer_free(struct transfer_peer *p)
 {
+    lifeline_free(p->lifeline);
     if (p->lane != NULL)
         p->lane->free(p);
     pthread_mutex_destroy(&p->lock);
@@ -53,16 +55,18 @@ static enum status_code peer_open(struct transfer *t, void *arg, struct status *
     snprintf(p->name, sizeof(p->name), "%s", a->name);
     snprintf(p->transport, sizeof(p->transport), "unknown");
     pthread_mutex_init(&p->lock, NULL);
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++) {
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++) {
         p->slabs[i] = a->desc->slabs[i];
         p->slabs[i].rkey = NULL;
     }
-    if (open_lane(p, a->desc, st) != ST_OK) {
+    if (lifeline_new(p, a->desc, st) != ST_OK || open_lane(p, a->desc, st) != ST_OK) {
         peer_free(p);
         return st->code;
     }
     p->next = t->peers;
     t->peers = p;
+    lifeline_start(p->lifeline);
+    link_probe_start(p);
     log_debug("transfer: peer %s: opened, incarnation %016" PRIx64, p->name, a->desc->incarnation);
     a->peer = p;
     return status_ok(st);
@@ -85,7 +89,8 @@ void peer_fail(struct transfer_peer *p, enum peer_state state, enum status_code 
                const char *why)
 {
     if (state == PEER_FAILED)
-        log_warn("transfer: peer %s: lost: %s", p->name, why);
+        log_write(p->puts != NULL ? LOG_WARN : LOG_INFO, "transfer: peer %s: lost: %s", p->name,
+                  why);
     if (p->state < state)
         p->state = state;
     status_set(&p->why, code, "peer %s: %s", p->name, why);
@@ -141,6 +146,9 @@ int peers_tend(struct transfer *t)
         struct transfer_peer *p = *at;
         int ms = p->lane->tend(p);
 
+        if (ms == LANE_GONE && p->puts == NULL)
+            lifeline_bye(p->lifeline);
+        ms = ms == LANE_GONE ? ms : sooner(ms, lifeline_tend(p->lifeline));
         if (ms == LANE_GONE && p->puts == NULL && p->state == PEER_CLOSING) {
             *at = p->next;
             if (p->on_closed != NULL)
@@ -160,4 +168,16 @@ void transfer_peer_transport(struct transfer_peer *p, char *buf, size_t n)
     pthread_mutex_lock(&p->lock);
     snprintf(buf, n, "%s", p->transport);
     pthread_mutex_unlock(&p->lock);
+}
+
+bool transfer_peer_link(struct transfer_peer *p, struct transfer_link *out)
+{
+    bool known;
+
+    pthread_mutex_lock(&p->lock);
+    known = p->link_known;
+    if (known)
+        *out = p->link;
+    pthread_mutex_unlock(&p->lock);
+    return known;
 }

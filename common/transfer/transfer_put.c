@@ -5,7 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/transfer/internal.h"
+#include "common/transfer/lifeline.h"
 
 /*  SENDING ──▶ FLUSHING ──▶ ENDED      SENDING: in the list of turns
  *     │                       ▲        FLUSHING: all sent (or cancelled); waits for the flush
@@ -36,14 +36,14 @@ struct put {
     struct transfer_piece pieces[]; /* [n] */
 };
 
-enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
-                              const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
-                              void (*done)(void *arg, const struct transfer_result *r), void *arg,
-                              struct status *st)
+enum status_code put_start(struct transfer_peer *p, uint64_t id, int n_slabs,
+                           const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
+                           void (*done)(void *arg, const struct transfer_result *r), void *arg,
+                           struct status *st)
 {
     struct put *u;
 
-    if (pieces_check(p->t, p->slabs, pieces, n, n_groups, st) != ST_OK)
+    if (pieces_check(p->t, p->slabs, n_slabs, pieces, n, n_groups, st) != ST_OK)
         return status_wrap(st, "put %" PRIu64 " to %s", id, p->name);
     u = calloc(1, sizeof(*u) + n * sizeof(*pieces) + n_groups * sizeof(uint32_t));
     if (u == NULL)
@@ -60,6 +60,14 @@ enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
     u->crc = (uint32_t *)(u->pieces + n);
     mailbox_push(p->t->box, &u->base);
     return status_ok(st);
+}
+
+enum status_code transfer_put(struct transfer_peer *p, uint64_t id,
+                              const struct transfer_piece *pieces, size_t n, uint32_t n_groups,
+                              void (*done)(void *arg, const struct transfer_result *r), void *arg,
+                              struct status *st)
+{
+    return put_start(p, id, TRANSFER_SLABS_MAX, pieces, n, n_groups, done, arg, st);
 }
 
 /* CMD_HURRY, CMD_CANCEL */
@@ -159,7 +167,7 @@ static struct put *turns_next(const struct transfer *t)
 
     for (struct put *u = t->turn_head; u != NULL; u = u->next) {
         if ((first != NULL && !u->hurried && !put_is_through(u)) ||
-            !u->peer->lane->has_room(u->peer))
+            !lifeline_stands(u->peer->lifeline) || !u->peer->lane->has_room(u->peer))
             continue;
         if (u->hurried || put_is_through(u))
             return u;
@@ -253,7 +261,7 @@ bool put_next(struct put *u, uint64_t max, struct chunk *c)
         .remote_off = piece->remote_off + u->at_bytes,
         .crc = &u->crc[piece->group],
     };
-    if (u->bytes == 0)
+    if (u->bytes == 0 && piece->slab != SLAB_PROBE) /* a probe uses up no fault */
         c->scratch = scratch_with_flip(u->peer->t, c->from, c->bytes);
     u->at_bytes += c->bytes;
     u->bytes += c->bytes;

@@ -3,7 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/transfer/internal.h"
+#include "common/transfer/link_probe.h"
 
 struct slab_args {
     int index;
@@ -15,7 +15,7 @@ static uint64_t total_bytes(const struct transfer *t)
 {
     uint64_t sum = 0;
 
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++)
         sum += t->slabs[i].bytes;
     return sum;
 }
@@ -35,9 +35,9 @@ static enum status_code slab_map(struct transfer *t, void *arg, struct status *s
     ucp_mem_h memh;
     ucs_status_t rc;
 
-    if (a->index < 0 || a->index >= TRANSFER_SLABS_MAX || a->bytes == 0)
+    if (a->index < 0 || a->index >= DESCRIPTOR_SLABS || a->bytes == 0)
         return status_set(st, ST_INVALID, "slab %d of %llu bytes: index 0 to %d, at least a byte",
-                          a->index, (unsigned long long)a->bytes, TRANSFER_SLABS_MAX - 1);
+                          a->index, (unsigned long long)a->bytes, DESCRIPTOR_SLABS - 1);
     s = &t->slabs[a->index];
     if (s->bytes != 0 || t->peers != NULL)
         return status_set(st, ST_INVALID,
@@ -86,8 +86,8 @@ static enum status_code populate(void *base, uint64_t bytes, struct status *st)
 }
 
 /* The plan's ALLOC_PRIO names only methods that map fresh memory, so the bytes are zero. */
-enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes, void **out,
-                                     struct status *st)
+static enum status_code alloc(struct transfer *t, int index, size_t bytes, void **out,
+                              struct status *st)
 {
     struct slab_args a = {.index = index, .bytes = bytes};
 
@@ -99,6 +99,28 @@ enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes
     return status_ok(st);
 }
 
+/* The last one is not for owners. */
+static bool is_owners(int index, struct status *st)
+{
+    if (index >= 0 && index < TRANSFER_SLABS_MAX)
+        return true;
+    status_set(st, ST_INVALID, "slab %d: 0 to %d are there", index, TRANSFER_SLABS_MAX - 1);
+    return false;
+}
+
+enum status_code transfer_slab_alloc(struct transfer *t, int index, size_t bytes, void **out,
+                                     struct status *st)
+{
+    return is_owners(index, st) ? alloc(t, index, bytes, out, st) : st->code;
+}
+
+enum status_code slab_probe_alloc(struct transfer *t, struct status *st)
+{
+    void *base;
+
+    return alloc(t, SLAB_PROBE, LINK_PROBE_BYTES, &base, st);
+}
+
 enum status_code transfer_slab_register(struct transfer *t, int index, void *base, size_t bytes,
                                         struct status *st)
 {
@@ -106,12 +128,14 @@ enum status_code transfer_slab_register(struct transfer *t, int index, void *bas
 
     if (base == NULL)
         return status_set(st, ST_INVALID, "slab %d: no memory given", index);
+    if (!is_owners(index, st))
+        return st->code;
     return transfer_call(t, slab_map, &a, st);
 }
 
 void slabs_deinit(struct transfer *t)
 {
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++)
         if (t->slabs[i].bytes > 0)
             (void)ucp_mem_unmap(t->context, t->slabs[i].memh);
 }
@@ -119,18 +143,20 @@ void slabs_deinit(struct transfer *t)
 struct describe_args {
     struct buf *out;
     uint64_t writer; /* 0: whoever reads it */
+    transfer_end_fn on_end;
+    void *arg;
 };
 
 static enum status_code describe(struct transfer *t, void *arg, struct status *st)
 {
     struct describe_args *a = arg;
     struct descriptor d = {.incarnation = t->incarnation};
-    void *rkeys[TRANSFER_SLABS_MAX] = {NULL};
+    void *rkeys[DESCRIPTOR_SLABS] = {NULL};
     ucp_address_t *address = NULL;
     size_t address_len, len = 0;
     ucs_status_t rc = ucp_worker_get_address(t->worker, &address, &address_len);
 
-    for (int i = 0; rc == UCS_OK && i < TRANSFER_SLABS_MAX; i++) {
+    for (int i = 0; rc == UCS_OK && i < DESCRIPTOR_SLABS; i++) {
         const struct slab_region *s = &t->slabs[i];
 
         if (s->bytes == 0)
@@ -142,12 +168,12 @@ static enum status_code describe(struct transfer *t, void *arg, struct status *s
     }
     if (rc != UCS_OK) {
         status_set(st, ST_INTERNAL, "UCX cannot describe this worker: %s", ucs_status_string(rc));
-    } else if (tcp_server_offer(t->server, a->writer, &d.tcp, st) == ST_OK) {
+    } else if (tcp_server_offer(t->server, a->writer, a->on_end, a->arg, &d.tcp, st) == ST_OK) {
         d.address = address;
         d.address_len = (uint32_t)address_len;
         descriptor_write(&d, a->out);
     }
-    for (int i = 0; i < TRANSFER_SLABS_MAX; i++)
+    for (int i = 0; i < DESCRIPTOR_SLABS; i++)
         if (rkeys[i] != NULL)
             ucp_rkey_buffer_release(rkeys[i]);
     if (address != NULL)
@@ -168,10 +194,10 @@ static enum status_code describe_to(struct transfer *t, void *arg, struct status
     return describe(t, arg, st);
 }
 
-enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, struct buf *out,
-                                      struct status *st)
+enum status_code transfer_describe_to(struct transfer *t, transfer_end_fn on_end, void *arg,
+                                      uint64_t *writer, struct buf *out, struct status *st)
 {
-    struct describe_args a = {.out = out};
+    struct describe_args a = {.out = out, .on_end = on_end, .arg = arg};
 
     if (transfer_call(t, describe_to, &a, st) == ST_OK)
         *writer = a.writer;
@@ -181,7 +207,7 @@ enum status_code transfer_describe_to(struct transfer *t, uint64_t *writer, stru
 static enum status_code shut_out(struct transfer *t, void *arg, struct status *st)
 {
     if (!tcp_server_revoke(t->server, *(uint64_t *)arg))
-        return status_set(st, ST_UNAVAILABLE, "it did not come over a socket");
+        return status_set(st, ST_UNAVAILABLE, "it may still write");
     return status_ok(st);
 }
 

@@ -184,7 +184,7 @@ enum status_code transfer_verify(struct transfer *t, const struct transfer_piece
 {
     struct job *j;
 
-    if (pieces_check(t, NULL, pieces, n, n_groups, st) != ST_OK)
+    if (pieces_check(t, NULL, TRANSFER_SLABS_MAX, pieces, n, n_groups, st) != ST_OK)
         return status_wrap(st, "verification");
     j = calloc(1, sizeof(*j) + n * sizeof(*pieces) + 2 * (size_t)n_groups * sizeof(uint32_t));
     if (j == NULL)

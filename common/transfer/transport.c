@@ -150,16 +150,19 @@ static enum status_code choose_devices(const struct transfer_options *opt, const
 /* UCX is told only the RDMA ports among the devices: of others it says that they do not exist. */
 static void write_ucx_devices(struct transport_plan *plan)
 {
+    bool far = false;
+
     plan->ucx_devices[0] = '\0';
     for (uint32_t i = 0; i < plan->report.n_ports; i++) {
         const struct rdma_port *p = &plan->report.ports[i];
         char name[IBV_SYSFS_NAME_MAX + 8];
 
         snprintf(name, sizeof(name), "%s:%u", p->device, p->port);
-        if (p->usable)
+        far |= p->far;
+        if (p->usable && !p->far)
             add_word(plan->ucx_devices, sizeof(plan->ucx_devices), name, strlen(name));
     }
-    if (plan->ucx_devices[0] == '\0' || plan->devices[0] == '\0')
+    if (plan->ucx_devices[0] == '\0' || (plan->devices[0] == '\0' && !far))
         snprintf(plan->ucx_devices, sizeof(plan->ucx_devices), "all");
 }
 

@@ -39,6 +39,7 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         .chunked_prefill_size = 2048,
         .schedule_policy = "fcfs",
         .prefix_snapshots = -1,
+        .prefix_pin_percent = 25,
         .speculative_algorithm = "none",
         .speculative_num_steps = 3,
         .speculative_eagle_topk = 1,
@@ -88,6 +89,8 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         {"prefix-snapshots", FLAG_INT, &o->prefix_snapshots, -1, 1 << 20, .arg = "N",
          .help = "states kept at page boundaries, where cached prefixes can be taken up; -1: a "
                  "share of the KV memory"},
+        {"prefix-pin-percent", FLAG_INT, &o->prefix_pin_percent, 0, 90, .arg = "N",
+         .help = "of KV pages and states that requests may pin in the prefix cache (cache_pin_s)"},
         {"local-prefill-max-tokens", FLAG_INT, &o->local_prefill_max_tokens, 0, 65536,
          .arg = "TOKENS",
          .help = "decode: compute uncached prompt tails up to this long here, without a handoff"},
@@ -110,6 +113,9 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "refuse to start unless this transport is there"},
         {"kv-devices", FLAG_STRING, &o->kv_devices, .arg = "LIST",
          .help = "network devices for KV, such as mlx5_0:1,eth0; absent: all"},
+        {"kv-port", FLAG_INT, &o->kv_port, 0, 65535, .arg = "PORT",
+         .help = "TCP port of a decode worker for KV and, whatever carries that, for its senders' "
+                 "lifelines; 0: any free one"},
         {"kv-rate-limit", FLAG_INT, &o->kv_rate_limit, 0, 1e15, .arg = "BYTES",
          .help = "KV bytes per second sent to all peers together, at most; 0: no limit"},
         {"tls-ca", FLAG_STRING, &o->tls_ca, .arg = "FILE",
@@ -152,6 +158,7 @@ static enum status_code open_transfer(struct worker *w, struct status *st)
         .transport = transport_kind(w->opt.kv_transport),
         .require = transport_kind(w->opt.kv_require),
         .devices = w->opt.kv_devices,
+        .tcp_port = (uint16_t)w->opt.kv_port,
         .rate_limit = (uint64_t)w->opt.kv_rate_limit,
     };
 
@@ -262,6 +269,7 @@ static enum status_code settle_engine(struct worker *w, struct status *st)
         .n_snapshots = w->memory.n_snapshots,
         .snapshot_prompts = prefill || local,
         .snapshot_turns = local,
+        .pin_percent = (uint32_t)o->prefix_pin_percent,
         .draft_tokens = mtp && !prefill ? (int)o->speculative_num_steps : 0,
         .draft_max_batch = (int)o->speculative_max_batch,
         .keep_mtp = mtp,
@@ -524,6 +532,12 @@ void worker_stop_serving(struct worker *w)
     w->server = NULL;
 }
 
+/* Other threads may tell of a peer's end after the loop has ended; such messages own nothing. */
+static void drop_late(struct msg *m)
+{
+    free(m);
+}
+
 void worker_close(struct worker *w)
 {
     worker_stop_serving(w);
@@ -539,7 +553,7 @@ void worker_close(struct worker *w)
     model_free(w->model);
     slab_free(w->pages);
     slab_free(w->slots);
-    mailbox_free(w->engine, NULL);
+    mailbox_free(w->engine, drop_late);
     if (w->base != NULL)
         event_base_free(w->base);
     metrics_free(w->metrics);
@@ -552,7 +566,7 @@ void worker_identity(const struct worker *w, Baton__V1__Identity *out)
     baton__v1__identity__init(out);
     out->role = (char *)w->role;
     out->incarnation = w->incarnation;
-    out->protocol = WORKER_PROTOCOL;
+    out->protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     out->has_model_fingerprint = out->has_geometry_fingerprint = true;
     out->model_fingerprint = model_fingerprint(w->model);
     out->geometry_fingerprint = kv_geometry_fingerprint(w->geometry);
@@ -569,11 +583,11 @@ enum status_code worker_check_peer(const struct worker *w, const Baton__V1__Iden
     uint64_t model = model_fingerprint(w->model), kv = kv_geometry_fingerprint(w->geometry);
     const char *path = peer->model_path != NULL ? peer->model_path : "?";
 
-    if (peer->protocol != WORKER_PROTOCOL)
+    if (peer->protocol != BATON__V1__PROTOCOL__PROTOCOL_NOW)
         return status_set(st, ST_INVALID,
                           "%s worker speaks protocol %u, this %s worker %d: run the "
                           "same version on both",
-                          peer->role, peer->protocol, w->role, WORKER_PROTOCOL);
+                          peer->role, peer->protocol, w->role, BATON__V1__PROTOCOL__PROTOCOL_NOW);
     if (peer->geometry_fingerprint != kv)
         return status_set(
             st, ST_INVALID,

@@ -28,14 +28,14 @@
 #include "common/worker/memory_plan.h"
 #include "common/worker/publisher.h"
 
-enum { WORKER_PROTOCOL = 1, WORKER_ADMIN_PORT_OFFSET = 1000 };
+enum { WORKER_ADMIN_PORT_OFFSET = 1000 };
 
 /* Values of the flags that both binaries have; names follow SGLang's where the meaning is the same.
  */
 struct worker_options {
     const char *model_path, *host, *device, *cpu_isa, *log_level;
     const char *kv_transport, *kv_require, *kv_devices;
-    int64_t kv_rate_limit;
+    int64_t kv_rate_limit, kv_port;
     const char *tls_ca, *tls_cert, *tls_key; /* NULL: plain gRPC */
     int64_t port, admin_port;                /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
     int64_t threads;                         /* 0: one per CPU */
@@ -52,6 +52,7 @@ struct worker_options {
     const char *schedule_policy, *step_trace;
     bool disable_radix_cache;
     bool no_repack, pin_threads;
+    int64_t prefix_pin_percent;
     int64_t prefix_snapshots; /* states kept at page boundaries; -1: a share of the KV memory */
     const char *speculative_algorithm;
     int64_t speculative_num_steps, speculative_num_draft_tokens, speculative_eagle_topk;
@@ -89,7 +90,7 @@ struct worker {
 
 /** Fills defaults and the shared rows of a flag table (ends with a NULL row).
  * @param rows  out, [cap]; cap >= WORKER_FLAGS */
-enum { WORKER_FLAGS = 39 };
+enum { WORKER_FLAGS = 48 }; /* room for all rows and the empty one at their end */
 void worker_flags(struct worker_options *opt, struct flag *rows, int default_port);
 
 /**

@@ -17,7 +17,7 @@
 #include "common/base/json.h"
 #include "common/rpc/rpc_message.h"
 
-enum { CONNECT_TIMEOUT_MS = 5000, PROTOCOL = 1 };
+enum { CONNECT_TIMEOUT_MS = 5000 };
 
 /* One request's answer, filled on the rpc thread. */
 struct answer {
@@ -260,9 +260,9 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
                                     const struct flag_list *prefills, struct status *st)
 {
     Baton__V1__DecodeRequest m = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT;
+    Baton__V1__DecodeSubmit submit = BATON__V1__DECODE_SUBMIT__INIT, *submits[] = {&submit};
     Baton__V1__Sampling sampling = BATON__V1__SAMPLING__INIT;
-    int64_t salt = 0, n_emitted = 0;
+    int64_t salt = 0, n_emitted = 0, pin_s = 0;
 
     if (read_ids(line, &submit.token_ids, &submit.n_token_ids, st) != ST_OK)
         return st->code;
@@ -277,7 +277,10 @@ static enum status_code send_submit(struct rpc_session *s, uint64_t id, const st
     submit.rid = "baton-generate";
     submit.has_cache_salt = json_int(json_get(line, "cache_salt"), &salt);
     submit.cache_salt = submit.has_cache_salt ? (uint64_t)salt : 0;
-    m.submit = &submit;
+    submit.has_cache_pin_s = json_int(json_get(line, "cache_pin_s"), &pin_s);
+    submit.cache_pin_s = pin_s > 0 && pin_s < UINT32_MAX ? (uint32_t)pin_s : 0;
+    m.n_submit = 1;
+    m.submit = submits;
     rpc_session_send_message(s, &m.base, st);
 done:
     free_lists(&sampling);
@@ -332,7 +335,7 @@ static enum status_code greet(struct rpc_session *s, struct status *st)
 
     hello.role = "baton-generate";
     hello.incarnation = 1;
-    hello.protocol = PROTOCOL;
+    hello.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     m.hello = &hello;
     return rpc_session_send_message(s, &m.base, st);
 }
@@ -387,7 +390,8 @@ int cmd_generate(int argc, char **argv)
             flags,
             "usage: baton generate --prefill HOST:PORT [--decode HOST:PORT] < lines\n\n"
             "A line: {\"ids\": [..], \"max_new_tokens\": N, \"temperature\": T, \"top_p\": P,\n"
-            "\"top_k\": K, \"seed\": S, \"cache_salt\": N, \"ignore_eos\": BOOL}; the answer:\n"
+            "\"top_k\": K, \"seed\": S, \"cache_salt\": N, \"cache_pin_s\": SECONDS,\n"
+            "\"ignore_eos\": BOOL}; the answer:\n"
             "{\"ids\", \"finish\", \"stats\"} or {\"error\", \"code\"}.\n");
         return 0;
     }

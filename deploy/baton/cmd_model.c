@@ -196,7 +196,8 @@ int cmd_demo_checkpoint(int argc, char **argv)
     const char *preset = NULL, *experts = "fp4", *tokenizer = NULL, *dir = NULL;
     int64_t vocab = 0, seed = -1;
     const struct flag flags[] = {
-        {"config", FLAG_CHOICE, &preset, .choices = "tiny|slim|flashlike|prolike",
+        {"config", FLAG_CHOICE, &preset,
+         .choices = "tiny|slim|flashlike|prolike|flashheads|proheads",
          .help =
              "its shape, with its own small vocabulary; absent: tiny with the real tokenizer's"},
         {"experts", FLAG_CHOICE, &experts, .choices = "fp4|fp8|fp8-converted",

@@ -103,32 +103,47 @@ void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg)
 
 /* ---- what an ISA brings ---- */
 
+struct cpu_pairs {
+    void (*fill[2])(struct kernel_ops *ops);
+    size_t (*bytes[2])(const struct kernel_dims *d); /* of part->keys */
+};
+
 struct cpu_level {
     const char *name;
-    const struct panel_kernels *(*panels)(void);
+    const struct panel_kernels *(*panels)(bool other);
     const struct row_kernels *rows;
-    void (*fill[5])(struct kernel_ops *ops);
+    void (*fill[3])(struct kernel_ops *ops);
+    struct cpu_pairs pairs, pairs_fma; /* the latter where panels->by_fma */
     void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
-    size_t (*attention_bytes)(const struct kernel_dims *d);
-    size_t (*index_bytes)(const struct kernel_dims *d);
     uint64_t (*read)(const void *p, size_t bytes);
     double (*fma)(int64_t n);
     double (*dot)(int64_t n);
 };
 
-#define LEVEL(isa)                                                                                 \
+#define PAIRS(isa)                                                                                 \
+    {                                                                                              \
+        {cpu_attention_fill_##isa, cpu_index_fill_##isa},                                          \
+        {                                                                                          \
+            cpu_attention_bytes_##isa, cpu_index_bytes_##isa                                       \
+        }                                                                                          \
+    }
+
+#define LEVEL(isa, fma)                                                                            \
     {                                                                                              \
         "cpu-" #isa, panel_kernels_##isa, &cpu_rows_##isa,                                         \
-            {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa,                   \
-             cpu_attention_fill_##isa, cpu_index_fill_##isa},                                      \
-            cpu_pack_##isa, cpu_attention_bytes_##isa, cpu_index_bytes_##isa, cpu_read_##isa,      \
-            cpu_fma_##isa, cpu_dot_##isa                                                           \
+            {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa}, PAIRS(isa),      \
+            PAIRS(fma), cpu_pack_##isa, cpu_read_##isa, cpu_fma_##isa, cpu_dot_##isa               \
     }
 
 static const struct cpu_level levels[] = {
-    [CPU_ISA_AVX2] = LEVEL(avx2),
-    [CPU_ISA_AVX512] = LEVEL(avx512),
+    [CPU_ISA_AVX2] = LEVEL(avx2, avx2),
+    [CPU_ISA_AVX512] = LEVEL(avx512, avx512_fma),
 };
+
+static const struct cpu_pairs *pairs_of(const struct cpu *c, const struct cpu_level *level)
+{
+    return c->panels->by_fma ? &level->pairs_fma : &level->pairs;
+}
 
 /* ---- limits.h ---- */
 
@@ -191,7 +206,8 @@ static size_t most(size_t a, size_t b)
 
 static bool alloc_parts(struct cpu *c, const struct kernel_dims *d, const struct cpu_level *level)
 {
-    size_t keys_bytes = most(level->attention_bytes(d), level->index_bytes(d));
+    const struct cpu_pairs *pairs = pairs_of(c, level);
+    size_t keys_bytes = most(pairs->bytes[0](d), pairs->bytes[1](d));
 
     c->parts = calloc((size_t)c->n_parts, sizeof(*c->parts));
     if (c->parts == NULL)
@@ -259,7 +275,6 @@ static void fill(struct cpu *c, const struct cpu_level *level)
     c->ops = kernels_ref_ops; /* memory, embed, window_commit */
     c->ops.name = level->name;
     c->ops.close = cpu_close;
-    c->panels = level->panels();
     c->rows = level->rows;
     c->pack = level->pack;
     cpu_weight_fill(&c->ops);
@@ -268,6 +283,8 @@ static void fill(struct cpu *c, const struct cpu_level *level)
     cpu_gate_fill(&c->ops);
     for (size_t i = 0; i < sizeof(level->fill) / sizeof(level->fill[0]); i++)
         level->fill[i](&c->ops);
+    for (int i = 0; i < 2; i++)
+        pairs_of(c, level)->fill[i](&c->ops);
 }
 
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
@@ -287,8 +304,10 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
     if (isa == CPU_ISA_REF)
         return kernels_ref_open(k);
     c = calloc(1, sizeof(*c));
-    if (c != NULL)
+    if (c != NULL) {
         c->n_parts = env->n_threads > 0 ? env->n_threads : 1;
+        c->panels = levels[isa].panels(env->other_way);
+    }
     if (c == NULL || !place_parts(c, env) || !alloc_workspace(c, dims, &levels[isa])) {
         cpu_free(c);
         snprintf(k->error, sizeof(k->error), "no memory for the workspace of %d threads",

@@ -151,17 +151,23 @@ void cpu_gate_fill(struct kernel_ops *ops);
     void cpu_norm_fill_##isa(struct kernel_ops *ops);                                              \
     void cpu_hyper_fill_##isa(struct kernel_ops *ops);                                             \
     void cpu_compress_fill_##isa(struct kernel_ops *ops);                                          \
-    void cpu_attention_fill_##isa(struct kernel_ops *ops);                                         \
-    size_t cpu_attention_bytes_##isa(const struct kernel_dims *d);                                 \
-    void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
     void cpu_pack_##isa(uint8_t *dst, const struct weight_src *src, int64_t i,                     \
                         enum panel_order order);                                                   \
     uint64_t cpu_read_##isa(const void *p, size_t bytes);                                          \
     double cpu_fma_##isa(int64_t n);                                                               \
-    double cpu_dot_##isa(int64_t n);                                                               \
+    double cpu_dot_##isa(int64_t n);
+
+/* Of those that multiply pairs: AVX-512 has them twice, see simd_pairs_f32.h. */
+#define CPU_PAIRS_DECLARE(isa)                                                                     \
+    void cpu_attention_fill_##isa(struct kernel_ops *ops);                                         \
+    size_t cpu_attention_bytes_##isa(const struct kernel_dims *d);                                 \
+    void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
     size_t cpu_index_bytes_##isa(const struct kernel_dims *d);
 
 CPU_SIMD_DECLARE(avx512)
 CPU_SIMD_DECLARE(avx2)
+CPU_PAIRS_DECLARE(avx512)
+CPU_PAIRS_DECLARE(avx512_fma)
+CPU_PAIRS_DECLARE(avx2)
 
 #endif

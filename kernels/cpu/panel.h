@@ -27,6 +27,7 @@
 #ifndef BATON_KERNELS_CPU_PANEL_H
 #define BATON_KERNELS_CPU_PANEL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -69,6 +70,7 @@ struct panel_kernels {
     const char *name; /* "avx2", "avx512 dot", "avx512 fma" */
     enum panel_order order;
     panel_fn multiply;
+    bool by_fma; /* two f32 FMAs are faster than a VDPBF16PS, or there is none */
 };
 
 /** Bytes of one panel of this type and number of columns. */
@@ -81,7 +83,8 @@ void panel_pack(uint8_t *dst, const struct weight_src *src, int64_t i, enum pane
 /** Panel i of a packed weight. */
 struct panel panel_of(const struct weight *w, int64_t i);
 
-const struct panel_kernels *panel_kernels_avx512(void);
-const struct panel_kernels *panel_kernels_avx2(void);
+/** The faster of two ways, on this processor; `other`: the slower one. */
+const struct panel_kernels *panel_kernels_avx512(bool other);
+const struct panel_kernels *panel_kernels_avx2(bool other); /* has one way */
 
 #endif

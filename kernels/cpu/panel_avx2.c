@@ -376,9 +376,10 @@ static void multiply(float *out, const struct panel *p, const uint16_t *const *x
         one_bf16(out, p, x[0]);
 }
 
-static const struct panel_kernels kernels = {"avx2", PANEL_ORDER_8, multiply};
+static const struct panel_kernels kernels = {"avx2", PANEL_ORDER_8, multiply, true};
 
-const struct panel_kernels *panel_kernels_avx2(void)
+const struct panel_kernels *panel_kernels_avx2(bool other)
 {
+    (void)other;
     return &kernels;
 }

@@ -13,12 +13,18 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#include "kernels/cpu/simd_avx512.h"
-#define SIMD_NAME(name) name##_avx512
-#else
+#if !defined(__AVX512F__)
 #include "kernels/cpu/simd_avx2.h"
+#include "kernels/cpu/simd_pairs_f32.h"
 #define SIMD_NAME(name) name##_avx2
+#elif defined(SIMD_PAIRS_F32) /* meson.build: some files a third time */
+#include "kernels/cpu/simd_avx512.h"
+#include "kernels/cpu/simd_pairs_f32.h"
+#define SIMD_NAME(name) name##_avx512_fma
+#else
+#include "kernels/cpu/simd_avx512.h"
+#include "kernels/cpu/simd_pairs_bf16.h"
+#define SIMD_NAME(name) name##_avx512
 #endif
 
 #define SIMD static inline __attribute__((always_inline))

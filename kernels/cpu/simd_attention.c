@@ -26,7 +26,8 @@ enum {
     LOGIT_DIMS = 128,                    /* dims of a pass */
     VALUE_HEADS = 6,                     /* heads of a tile of values */
     VALUE_DIMS = VF_LANES == 16 ? 4 : 2, /* vectors of dims of one */
-    PAIRS = 2 * VF_LANES                 /* elements of a vector of pairs */
+    DIMS = VALUE_DIMS * VF_LANES,
+    PAIRS = 2 * VF_LANES /* elements of a vector of pairs */
 };
 
 struct attention_job {
@@ -48,7 +49,8 @@ struct attention_job {
 struct work {
     el *q;               /* [D/2][lane blocks][PAIRS]: pairs of dims */
     el *k;               /* [KEYS][stride] */
-    el *zipped;          /* [KEYS/2][stride][2]: pairs of keys */
+    el *zipped;          /* [dims/DIMS][KEYS/2][DIMS][2]: pairs of keys. What a tile reads lies
+                          * together: rows 2^k bytes apart would all fall into the same sets of L1 */
     float *o;            /* [heads][stride] */
     float *s;            /* [lane blocks][max_keys + KEYS][VF_LANES]: logits; then, from the start
                           * of each block, pairs of probabilities, elements [keys/2][PAIRS] */
@@ -63,13 +65,18 @@ static int row_stride(int D)
     return (D + PAIRS - 1) / PAIRS * PAIRS;
 }
 
+static size_t zipped_size(int stride)
+{
+    return (size_t)((stride + DIMS - 1) / DIMS * DIMS) * KEYS;
+}
+
 size_t SIMD_NAME(cpu_attention_bytes)(const struct kernel_dims *d)
 {
     size_t heads = CPU_HEADS_BLOCK, stride = (size_t)row_stride(d->head_dim),
            keys = (size_t)cpu_max_keys(d) + KEYS;
 
-    return (heads + 2 * KEYS) * stride * sizeof(el) + heads * (stride + keys) * sizeof(float) +
-           keys * sizeof(void *);
+    return ((heads + KEYS) * stride + zipped_size((int)stride)) * sizeof(el) +
+           heads * (stride + keys) * sizeof(float) + keys * sizeof(void *);
 }
 
 static struct work work_of(const struct attention_job *job, struct cpu_part *part)
@@ -83,7 +90,7 @@ static struct work work_of(const struct attention_job *job, struct cpu_part *par
     w.q = (el *)(void *)part->keys;
     w.k = w.q + w.D * w.heads;
     w.zipped = w.k + KEYS * w.stride;
-    w.o = (float *)(void *)(w.zipped + KEYS * w.stride);
+    w.o = (float *)(void *)(w.zipped + zipped_size(w.stride));
     w.s = w.o + w.stride * w.heads;
     w.row = (const uint8_t **)(void *)(w.s + w.n_blocks * w.s_block);
     return w;
@@ -241,7 +248,7 @@ static void softmax(struct work *w, int m, const float *sink, int n)
 }
 
 /* o[head][dims] += sum over n_pairs pairs of keys of p[pair][head] * k[pair][dims]. p[i], lane[i]:
- * where the pairs of head i are. */
+ * where the pairs of head i are; stride: of o. */
 SIMD void value_tile(float *o, const el *const *p, const int *lane, const el *k, int stride,
                      int n_pairs, const int n_heads, const int n_vecs)
 {
@@ -257,7 +264,7 @@ SIMD void value_tile(float *o, const el *const *p, const int *lane, const el *k,
 
 #pragma GCC unroll 8
         for (int j = 0; j < n_vecs; j++)
-            v[j] = vp_load(k + pair * 2 * stride + j * PAIRS);
+            v[j] = vp_load(k + pair * 2 * DIMS + j * PAIRS);
 #pragma GCC unroll 8
         for (int i = 0; i < n_heads; i++) {
             vp pi = vp_lane(p[i] + pair * PAIRS, lane[i]);
@@ -277,18 +284,18 @@ SIMD void value_tile(float *o, const el *const *p, const int *lane, const el *k,
 /* Adds the n <= KEYS keys in w->k, of which the first is key j (even), for n_heads heads. */
 static void values(const struct work *w, int j, int n, int n_heads)
 {
-    enum { DIMS = VALUE_DIMS * VF_LANES };
     int n_pairs = (n + 1) / 2;
 
     for (int pair = 0; pair < n_pairs; pair++) {
         const el *k = w->k + 2 * pair * w->stride;
 
         for (int c = 0; c < w->stride; c += PAIRS)
-            vp_zip(w->zipped + 2 * (pair * w->stride + c), k + c, k + w->stride + c);
+            vp_zip(w->zipped + c / DIMS * DIMS * KEYS + 2 * (pair * DIMS + c % DIMS), k + c,
+                   k + w->stride + c);
     }
     for (int c = 0; c < w->stride; c += DIMS)
         for (int h = 0, n_tile; h < n_heads; h += n_tile) {
-            const el *p[VALUE_HEADS], *k = w->zipped + 2 * c;
+            const el *p[VALUE_HEADS], *k = w->zipped + c * KEYS;
             float *o = w->o + h * w->stride + c;
             int lane[VALUE_HEADS];
             bool whole = c + DIMS <= w->stride;

@@ -180,17 +180,34 @@ VF_INLINE vf vf_swap_pairs(vf x)
     return _mm256_permute_ps(x, 0xB1);
 }
 
+/* FP8 codes but NaN to 2^-8 times their values: shifted right by one, a code is an fp16 of that,
+ * subnormals included. */
+VF_INLINE vf vf_load_e4m3_number(const uint8_t *p)
+{
+    __m128i c = _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)p)), 8);
+
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(c, 1), _mm_set1_epi16((short)0xBF80)));
+}
+
 /* FP8 codes to values; 0x7F and 0xFF are NaN. */
 VF_INLINE vf vf_load_e4m3(const uint8_t *p)
 {
     __m128i c = _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)p)), 8);
-    __m128i half = _mm_and_si128(_mm_srai_epi16(c, 1), _mm_set1_epi16((short)0xBF80));
     __m128i nan = _mm_cmpeq_epi16(_mm_or_si128(c, _mm_set1_epi16((short)0x8000)),
                                   _mm_set1_epi16((short)0xFF00));
 
-    /* shifted right by one, a code is an fp16 of 2^-8 times its value, subnormals included */
-    return _mm256_or_ps(_mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256)),
+    return _mm256_or_ps(_mm256_mul_ps(vf_load_e4m3_number(p), _mm256_set1_ps(256)),
                         _mm256_castsi256_ps(_mm256_cvtepi16_epi32(nan)));
+}
+
+/* Whether 64 FP8 codes hold a NaN. */
+VF_INLINE bool vf_any_nan_e4m3(const uint8_t *p)
+{
+    const __m256i seven = _mm256_set1_epi8(0x7F);
+    __m256i low = _mm256_and_si256(_mm256_loadu_si256((const void *)p), seven);
+    __m256i high = _mm256_and_si256(_mm256_loadu_si256((const void *)(p + 32)), seven);
+
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(low, high), seven)) != 0;
 }
 
 /* FP8 codes of values on the grid. */
@@ -300,73 +317,6 @@ VF_INLINE vi vu_fp4_unit(vu x)
     vu joined = (even & 0xFF) | (odd & 0xFF) << 8 | (even & 0xFF00) << 8 | (odd & 0xFF00) << 16;
 
     return vi_shuffle_bytes((vi)joined, order);
-}
-
-/* ---- products of pairs: see simd_avx512.h; here elements are f32 ---- */
-
-typedef float el;
-typedef struct {
-    vf first, second;
-} vp;
-
-VF_INLINE vf vf_dot(vf sum, vp x, vp y)
-{
-    return vf_fma(x.first, y.first, vf_fma(x.second, y.second, sum));
-}
-
-VF_INLINE const el *el_row(el *copy, const uint16_t *x, int n)
-{
-    for (int i = 0; i < n; i += VF_LANES)
-        vf_store(copy + i, vf_load_bf16(x + i));
-    return copy;
-}
-
-VF_INLINE void el_store(el *p, vf x)
-{
-    vf_store(p, x);
-}
-
-VF_INLINE void vp_store(el *p, vf first, vf second)
-{
-    vf_store(p, first);
-    vf_store(p + VF_LANES, second);
-}
-
-VF_INLINE vp vp_load(const el *p)
-{
-    return (vp){vf_load(p), vf_load(p + VF_LANES)};
-}
-
-VF_INLINE vp vp_lane(const el *p, int lane)
-{
-    return (vp){vf_set1(p[lane]), vf_set1(p[VF_LANES + lane])};
-}
-
-VF_INLINE vp vp_set1(const el *row)
-{
-    return (vp){vf_set1(row[0]), vf_set1(row[1])};
-}
-
-VF_INLINE void vp_gather(el *p, const uint16_t *x, int stride)
-{
-    vi pairs = vi_gather((const uint8_t *)x, 2 * stride);
-
-    vp_store(p, _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
-             _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xFFFF0000))));
-}
-
-VF_INLINE void vp_zip(el *p, const el *a, const el *b)
-{
-    for (int i = 0; i < 2; i++)
-        vp_store(p + 2 * i * VF_LANES, vf_load(a + i * VF_LANES), vf_load(b + i * VF_LANES));
-}
-
-VF_INLINE bool el_load_fp8(el *out, const uint8_t *codes, uint8_t e)
-{
-    (void)out;
-    (void)codes;
-    (void)e;
-    return false; /* the plain way is as fast */
 }
 
 #endif

@@ -1,10 +1,11 @@
 /*
  * simd_index: the indexer's choice. Two passes over threads, for as many tokens at a time as the
  * workspace holds:
- *   score   item = (16 tokens, 64 keys): keys decoded once to pairs of dims in L1, then tiles of
- * 6 heads; every step of the score is rounded to bf16 select  item = token: the k-th largest score
- * by counting its 16 bits in two steps of 8, then the chosen ones sorted by radix; both passes go
- * over the scores in order, so equal scores keep the order of their entries FLOPs: 2 * keys * heads
+ *   score   item = (16 tokens, 256 keys): keys decoded once to pairs of dims, then tiles of 64 keys
+ * and 6 heads; every step of the score is rounded to bf16 select  item = token: the k-th largest
+ * score by counting its 16 bits in two steps of 8, then the chosen ones sorted by radix; both
+ * passes go over the scores in order, so equal scores keep the order of their entries FLOPs: 2 *
+ * keys * heads
  * * dim; bytes: 68 a key.
  */
 #include "kernels/cpu/cpu.h"
@@ -18,7 +19,9 @@ enum {
     VECS = VF_LANES == 16 ? 4 : 2,
     HEADS = 6,
     TILE_KEYS = VECS * VF_LANES,
-    BLOCK = 16
+    BLOCK = 16,
+    RUN =
+        4 /* chunks of KEYS of an item, at most: its queries are brought into shape once for them */
 };
 
 struct select_job {
@@ -30,7 +33,8 @@ struct select_job {
     uint16_t *scores; /* [tokens][stride]: order of the scores as unsigned numbers */
     int64_t stride;
     int t0, n_tokens; /* of this round */
-    int n_chunks;     /* chunks of KEYS that the longest token sees */
+    int n_runs;       /* runs of keys that the longest token sees */
+    int run_keys;     /* keys of a run: of an item */
     int block;        /* tokens of an item: they share decoded keys */
 };
 
@@ -116,7 +120,7 @@ static int seq_of(const struct select_job *job, int64_t t)
     return ((const int32_t *)cpu_ptr(job->b->row_seq))[t];
 }
 
-/* Keys g .. g + n - 1 of a sequence; runs of them lie in one page. */
+/* Keys g .. g + n - 1 of a sequence, n <= KEYS; runs of them lie in one page. */
 static void load_chunk(el *k, const struct select_job *job, int seq, int64_t g, int64_t n)
 {
     for (int64_t i = 0, run; i < n; i += run) {
@@ -128,42 +132,55 @@ static void load_chunk(el *k, const struct select_job *job, int seq, int64_t g, 
     }
 }
 
-/* Scores of keys g .. g + n - 1, decoded in part->keys, for token t. */
-static void score_chunk(const struct select_job *job, int64_t t, int64_t g, int64_t n,
-                        struct cpu_part *part)
+/* Scores of n <= KEYS keys, decoded in k, for one token. q [Hi][Di], weight [Hi]. */
+static void score_chunk(uint16_t *scores, const el *k, const el *q, const float *weight, int64_t n,
+                        const struct kernel_dims *d)
 {
-    int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
-    el *k = (el *)(void *)part->keys, *copy = k + Di * KEYS;
-    float *weight = (float *)(void *)(copy + Hi * Di);
-    const el *q = el_row(copy, job->q + t * Hi * Di, Hi * Di);
+    int Hi = d->index_n_heads, Di = d->index_head_dim;
     float total[KEYS] = {0};
     uint16_t rounded[KEYS];
 
-    for (int h = 0; h < Hi; h++)
-        vf_store_some(weight + h, vf_load_bf16_some(job->weights + t * Hi + h, 1), 1);
     for (int j = 0; j < n; j += TILE_KEYS) {
         int h = 0;
 
         for (; h + HEADS <= Hi; h += HEADS)
             score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, HEADS);
-        for (; h + 2 <= Hi; h += 2)
-            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 2);
+        for (; h + 4 <= Hi; h += 4)
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 4);
         for (; h < Hi; h++)
             score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 1);
     }
     store_row(rounded, total, KEYS);
-    uint16_t *scores = job->scores + (t - job->t0) * job->stride + g;
-
     for (int64_t i = 0; i < n; i++)
         scores[i] = order_of(rounded[i]);
+}
+
+/* Scores of the n keys from g on, decoded in part->keys, for token t. */
+static void score_run(const struct select_job *job, int64_t t, int64_t g, int64_t n,
+                      struct cpu_part *part)
+{
+    int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
+    const uint16_t *weights = job->weights + t * Hi;
+    el *k = (el *)(void *)part->keys, *copy = k + RUN * Di * KEYS;
+    float *weight = (float *)(void *)(copy + Hi * Di);
+    const el *q = el_row(copy, job->q + t * Hi * Di, Hi * Di);
+    uint16_t *scores = job->scores + (t - job->t0) * job->stride + g;
+    int h = 0;
+
+    for (; h + VF_LANES <= Hi; h += VF_LANES)
+        vf_store(weight + h, vf_load_bf16(weights + h));
+    if (h < Hi)
+        vf_store_some(weight + h, vf_load_bf16_some(weights + h, Hi - h), Hi - h);
+    for (int64_t i = 0; i < n; i += KEYS)
+        score_chunk(scores + i, k + i * Di, q, weight, n - i < KEYS ? n - i : KEYS, job->dims);
 }
 
 /* Tokens of one sequence stand in order, so the last of them sees all that the others see. */
 static void score_item(void *arg, int64_t item, struct cpu_part *part)
 {
     struct select_job *job = arg;
-    int64_t g = item % job->n_chunks * KEYS;
-    int64_t t = job->t0 + item / job->n_chunks * job->block;
+    int64_t g = item % job->n_runs * job->run_keys;
+    int64_t t = job->t0 + item / job->n_runs * job->block;
     int64_t end = t + job->block, all = job->t0 + job->n_tokens;
 
     for (end = end < all ? end : all; t < end;) {
@@ -171,14 +188,15 @@ static void score_item(void *arg, int64_t item, struct cpu_part *part)
 
         for (; next < end && seq_of(job, next) == seq_of(job, t); next++)
             most = n_visible(job, next) > most ? n_visible(job, next) : most;
-        if (most > g)
-            load_chunk((el *)(void *)part->keys, job, seq_of(job, t), g,
-                       most - g < KEYS ? most - g : KEYS);
+        most = most - g < job->run_keys ? most - g : job->run_keys;
+        for (int64_t i = 0; i < most; i += KEYS)
+            load_chunk((el *)(void *)part->keys + i * job->dims->index_head_dim, job,
+                       seq_of(job, t), g + i, most - i < KEYS ? most - i : KEYS);
         for (; t < next; t++) {
             int64_t n = n_visible(job, t) - g;
 
             if (n > 0)
-                score_chunk(job, t, g, n < KEYS ? n : KEYS, part);
+                score_run(job, t, g, n < job->run_keys ? n : job->run_keys, part);
         }
     }
 }
@@ -261,7 +279,22 @@ static void select_item(void *arg, int64_t item, struct cpu_part *part)
 
 static int64_t n_items(const struct select_job *job)
 {
-    return (int64_t)((job->n_tokens + job->block - 1) / job->block) * job->n_chunks;
+    return (int64_t)((job->n_tokens + job->block - 1) / job->block) * job->n_runs;
+}
+
+/* Large items; where there is little work, smaller ones, so that every thread has some. */
+static void cut_items(struct select_job *job, int64_t n_keys, int n_threads)
+{
+    for (int run = RUN; run > 0; run /= 2) {
+        job->run_keys = run * KEYS;
+        job->n_runs = (int)((n_keys + job->run_keys - 1) / job->run_keys);
+        job->block = BLOCK;
+        if (n_items(job) >= 8 * (int64_t)n_threads)
+            return;
+        job->block = 1;
+        if (n_items(job) >= 8 * (int64_t)n_threads)
+            return;
+    }
 }
 
 static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_ptr q,
@@ -288,10 +321,7 @@ static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_pt
         job.n_tokens = b->n_rows - job.t0 < at_once ? b->n_rows - job.t0 : at_once;
         for (int i = 0; i < job.n_tokens; i++)
             most = n_visible(&job, job.t0 + i) > most ? n_visible(&job, job.t0 + i) : most;
-        job.n_chunks = (int)((most + KEYS - 1) / KEYS);
-        job.block = BLOCK;
-        if (n_items(&job) < 8 * (int64_t)c->n_parts) /* little work: some for every thread */
-            job.block = 1;
+        cut_items(&job, most, c->n_parts);
         cpu_run(k, n_items(&job), score_item, &job);
         cpu_run(k, job.n_tokens, select_item, &job);
     }
@@ -300,7 +330,7 @@ static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_pt
 size_t SIMD_NAME(cpu_index_bytes)(const struct kernel_dims *d)
 {
     size_t Hi = (size_t)d->index_n_heads, Di = (size_t)d->index_head_dim;
-    size_t score = (Di * KEYS + Hi * Di) * sizeof(el) + Hi * sizeof(float);
+    size_t score = (RUN * Di * KEYS + Hi * Di) * sizeof(el) + Hi * sizeof(float);
     size_t select = (size_t)d->index_topk * sizeof(int32_t);
 
     return score > select ? score : select;

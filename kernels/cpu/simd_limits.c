@@ -49,7 +49,7 @@ double SIMD_NAME(cpu_fma)(int64_t n)
 
 double SIMD_NAME(cpu_dot)(int64_t n)
 {
-#ifdef VF_HAS_DOT
+#ifdef __AVX512BF16__
     vp x = (vp)vf_set1(1.f), y = (vp)vf_set1(0x1p-20f);
 
     EACH_CHAIN(START)

@@ -29,6 +29,7 @@ struct world {
     bool keeps_snapshots;
     struct sequence sequences[SEQUENCES];
     uint32_t in_tree; /* by events */
+    uint64_t now_s;
     uint64_t last_event;
     /* What each page was given for when it went into the tree: found again, it must be for the
      * same. */
@@ -136,13 +137,15 @@ static void snapshot(struct world *w, struct sequence *s)
 {
     int32_t tokens[DEPTH * KV_PAGE_TOKENS];
     uint32_t n = 1 + next(w, s->n_pages), unit;
+    struct prefix_cache_stats stats;
     struct prefix_hit hit;
 
     spell(s, tokens);
     if (next(w, 4) == 0) {
         prefix_cache_drop_snapshot(w->cache, s->salt, tokens, n);
         prefix_cache_peek(w->cache, s->salt, tokens, n, n, &hit);
-        need(hit.n_state_pages < n);
+        prefix_cache_get_stats(w->cache, &stats);
+        need(hit.n_state_pages < n || stats.snapshots_pinned > 0); /* a pinned one stays */
     } else if (prefix_cache_lacks_snapshot(w->cache, s->salt, tokens, n)) {
         prefix_cache_peek(w->cache, s->salt, tokens, n, n, &hit);
         bool put = prefix_cache_put_snapshot(w->cache, s->salt, tokens, n, &unit);
@@ -154,6 +157,23 @@ static void snapshot(struct world *w, struct sequence *s)
         prefix_cache_peek(w->cache, s->salt, tokens, n, n, &hit);
         need(hit.n_state_pages == n && hit.snapshot == unit);
     }
+}
+
+/* While its pin lasts a prompt is found whole, whatever is evicted. */
+static void pin(struct world *w, struct sequence *s)
+{
+    int32_t tokens[DEPTH * KV_PAGE_TOKENS];
+    uint32_t n = 1 + next(w, s->n_pages);
+    struct prefix_hit hit, seen;
+
+    spell(s, tokens);
+    prefix_cache_peek(w->cache, s->salt, tokens, n, n, &hit);
+    if (!prefix_cache_pin(w->cache, s->salt, tokens, n, 1 + next(w, 60)))
+        return;
+    need(hit.n_pages == n);
+    prefix_cache_evict_pages(w->cache, UINT32_MAX);
+    prefix_cache_peek(w->cache, s->salt, tokens, n, n, &seen);
+    need(seen.n_pages == n && seen.n_state_pages == hit.n_state_pages);
 }
 
 static void go(struct world *w, struct sequence *s)
@@ -173,6 +193,7 @@ static void count(const struct world *w)
     prefix_cache_check(w->cache);
     prefix_cache_get_stats(w->cache, &stats);
     need(stats.n_pages == w->in_tree && stats.n_snapshots <= SNAPSHOTS);
+    need(stats.pages_pinned <= PAGES / 4 && stats.snapshots_pinned <= 1);
     need(slab_n_free(w->snapshots) == SNAPSHOTS - stats.n_snapshots);
     for (int i = 0; i < SEQUENCES; i++)
         for (uint32_t p = 0; w->sequences[i].live && p < w->sequences[i].n_pages; p++)
@@ -192,7 +213,7 @@ static void step(struct world *w)
 {
     struct sequence *s = &w->sequences[next(w, SEQUENCES)];
 
-    switch (next(w, 7)) {
+    switch (next(w, 9)) {
     case 0:
     case 1:
         if (!s->live)
@@ -222,6 +243,14 @@ static void step(struct world *w)
     case 5:
         prefix_cache_evict_pages(w->cache, 1 + next(w, PAGES));
         break;
+    case 7:
+        if (s->live)
+            pin(w, s);
+        break;
+    case 8:
+        w->now_s += next(w, 30);
+        prefix_cache_advance(w->cache, w->now_s);
+        break;
     default:
         if (next(w, 4) == 0)
             prefix_cache_flush(w->cache);
@@ -233,7 +262,10 @@ static void step(struct world *w)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct world w = {.at = data, .end = data + size};
-    struct prefix_cache_options o = {.event = on_event, .event_arg = &w};
+    struct prefix_cache_options o = {.pinned_pages_max = PAGES / 4,
+                                     .pinned_snapshots_max = 1,
+                                     .event = on_event,
+                                     .event_arg = &w};
     struct status st;
 
     need(slab_new("page", PAGES, &w.pages, &st) == ST_OK);

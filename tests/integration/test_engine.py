@@ -80,6 +80,29 @@ def test_prompts_that_part_leave_a_state_where_they_part(demo_model, process):
     p.stop()
 
 
+def test_a_pinned_prompt_stays_while_others_need_the_room(demo_model, process):
+    """On both workers: the prefill worker goes on from it, the decode worker has its pages."""
+    p = Pair(process, demo_model, *[["--max-total-tokens", 8 * 256, "--prefix-pin-percent", 50]] * 2)
+    ids = ids_of(1000)
+    first = p.ask(ids, 4, cache_pin_s=600)
+    assert [p.metric(who, "baton_kv_pages_pinned") for who in (0, 1)] == [3, 3]
+    for i in range(1, 6):
+        p.ask(ids_of(700, i), 2, cache_pin_s=600)  # the share is used up: it is computed, not pinned
+    again = p.ask(ids, 4)
+    assert again["ids"] == first["ids"]
+    assert again["stats"]["cached_tokens"] == 768 and again["stats"]["pages_reused"] == 3
+    assert p.metric(0, "baton_prefix_cache_pins_total") == 1
+    assert p.metric(0, "baton_prefix_cache_pins_refused_total") == 5
+    p.ask(ids_of(1700, 9), 2)  # eight pages, all there are: nothing else runs, so pins give way
+    assert [p.metric(who, "baton_kv_pages_pinned") for who in (0, 1)] == [0, 0]
+    assert p.ask(ids, 4, cache_pin_s=1)["ids"] == first["ids"]
+    wait_until("the pin ends", lambda: p.metric(0, "baton_kv_pages_pinned") == p.metric(1, "baton_kv_pages_pinned") == 0)
+    (bad,) = json_lines("generate", [{"ids": ids, "cache_pin_s": 4000}], "--decode", f"127.0.0.1:{p.ports[1]}",
+                        "--prefill", f"127.0.0.1:{p.ports[0]}")
+    assert bad["code"] == "invalid" and "at most 3600" in bad["error"]
+    p.stop()
+
+
 def test_other_tenants_prefixes_are_not_shared(demo_model, process):
     p = Pair(process, demo_model)
     ids = ids_of(600)

@@ -1,6 +1,7 @@
 """Tokens from P and D are those of one process, over shared memory and over TCP between two namespaces."""
 import json
 import os
+import signal
 import subprocess
 import threading
 
@@ -52,6 +53,10 @@ def test_one_host_over_shared_memory(demo_model, tmp_path, process, isa):
     for w, port in zip(workers, ports):
         wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
     check_all(demo_model, f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", tmp_path, "shm", isa)
+    admin = f"http://127.0.0.1:{ports[0] + 1000}"
+    wait_until("the way's rate in the metrics",
+               lambda: metric(admin, 'baton_kv_link_bytes_per_second{transport="shm"}') > 0)
+    assert metric(admin, 'baton_kv_link_bytes_per_second{transport="tcp"}') == 0
     for w in workers:
         assert w.stop() == 0
 
@@ -72,6 +77,57 @@ def test_pages_travel_while_later_chunks_are_computed(demo_model, process):
     assert chunked["hidden_bytes"] >= (chunked["kv_bytes"] - chunked["last_bytes"]) / 2, chunked
     assert chunked["hidden_bytes"] <= chunked["kv_bytes"] - chunked["last_bytes"], chunked
     for w in workers:
+        assert w.stop() == 0
+
+
+def test_a_flipped_byte_of_an_early_chunk_is_found_and_sent_again(demo_model, tmp_path, process):
+    """What comes before the last chunk is compared while that is computed; a difference is settled at the end."""
+    ports = free_port(), free_port()
+    workers = [process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
+                              "--chunked-prefill-size", 512, *more])
+               for role, port, more in zip(("prefill", "decode"), ports, (["--inject-kv-flips", 1], []))]
+    for w, port in zip(workers, ports):
+        wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
+    ids = ids_of_length(3000)
+    got = through_workers(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", ids)
+    assert got["ids"] == one_process(demo_model, ids, tmp_path)
+    assert got["stats"]["retries"] == 1 and got["stats"]["checksums_verified"] == 13, got["stats"]
+    admin = f"http://127.0.0.1:{ports[1] + 1000}"
+    assert metric(admin, "baton_kv_checksum_mismatches_total") == 1
+    assert metric(admin, "baton_kv_checksums_total") == 26
+    for w in workers:
+        assert w.stop() == 0
+
+
+@pytest.mark.parametrize("end", ["thaws", "dies"])
+def test_pages_of_a_frozen_prefill_worker_stay_in_quarantine_until_it_thaws_or_dies(demo_model, process, end):
+    """Over shared memory nothing but the writer's own end proves that it writes no more."""
+    ports = free_port(), free_port()
+    workers = [process(role, ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port,
+                              "--kv-transport", "shm", *more])
+               for role, port, more in zip(("prefill", "decode"), ports, (["--kv-rate-limit", 20000], []))]
+    for w, port in zip(workers, ports):
+        wait_until(w.name, lambda port=port: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
+    admin = f"http://127.0.0.1:{ports[1] + 1000}"
+    free = metric(admin, "baton_kv_pages_free")
+    line = json.dumps({"ids": ids_of_length(2000), "max_new_tokens": 4, "temperature": 0}) + "\n"
+    asking = subprocess.Popen([str(BINARY["baton"]), "generate", "--decode", f"127.0.0.1:{ports[1]}", "--prefill",
+                               f"127.0.0.1:{ports[0]}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    asking.stdin.write(line)
+    asking.stdin.close()
+    wait_until("KV is on its way", lambda: metric(f"http://127.0.0.1:{ports[0] + 1000}",
+                                                  "baton_prefill_prompt_tokens_total") > 0)
+    workers[0].p.send_signal(signal.SIGSTOP)
+    wait_until("pages in quarantine", lambda: metric(admin, "baton_kv_pages_quarantined") == 8)
+    assert asking.wait(60) == 0 and "error" in asking.stdout.read()
+    assert metric(admin, "baton_kv_pages_quarantined") == 8
+    if end == "dies":
+        workers[0].kill()
+    else:
+        workers[0].p.send_signal(signal.SIGCONT)
+    wait_until("all pages free", lambda: metric(admin, "baton_kv_pages_quarantined") == 0
+               and metric(admin, "baton_kv_pages_free") == free)
+    for w in workers[1 if end == "dies" else 0:]:
         assert w.stop() == 0
 
 

@@ -1,5 +1,6 @@
 """A full cluster: who waits, who is refused, who goes first; keys and their limits."""
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
 import json
@@ -48,6 +49,19 @@ def full(c):
     time.sleep(0.2)  # two of the router's ticks
 
 
+@contextlib.contextmanager
+def held(c, n):
+    """n requests run until the block ends, however slow the machine is."""
+    with concurrent.futures.ThreadPoolExecutor(n) as pool:
+        before = c.decodes[0].text().count("submit ")
+        fs = [pool.submit(ask, c, {"text": "a b", "hang_after": 1}, rid=f"held{i}") for i in range(n)]
+        wait_until("running", lambda: c.decodes[0].text().count("submit ") == before + n)
+        yield
+        for i in range(n):
+            call(c, "POST", "/abort_request", {"rid": f"held{i}"})
+        concurrent.futures.wait(fs)
+
+
 # ---- overload ----------------------------------------------------------------------------------------
 
 
@@ -71,20 +85,20 @@ def test_what_does_not_fit_waits_and_what_cannot_wait_is_refused_at_once(cluster
 def test_waiting_is_bounded_by_tokens_too(cluster):
     c = cluster(mock_args=["--max-running", 1], router_args=["--max-queued-tokens", 200])
     full(c)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(ask, c, {"text": "a b c d", "interval_ms": 300}) for _ in range(3)]
+    with held(c, 2), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(ask, c, {"text": "a"})
         wait_until("full", lambda: c.metric("baton_router_queued_requests") == 1)
         h = call(c, "POST", "/v1/completions", {"model": "m", "prompt": "word " * 300, "max_tokens": 1})
         assert h[0] == 429 and "tokens wait" in h[2]["error"]["message"]
-        assert [f.result()[0] for f in running] == [200] * 3
+        for i in range(2):
+            call(c, "POST", "/abort_request", {"rid": f"held{i}"})
+        assert waits.result()[0] == 200
 
 
 def test_who_leaves_while_waiting_is_forgotten(cluster):
     c = cluster(mock_args=["--max-running", 1])
     full(c)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(ask, c, {"text": "a b c d", "interval_ms": 300}) for _ in range(2)]
-        wait_until("running", lambda: c.decodes[0].text().count("submit ") == 2)
+    with held(c, 2):
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode()
         for _ in range(3):
             s = c.connect()
@@ -92,7 +106,7 @@ def test_who_leaves_while_waiting_is_forgotten(cluster):
                 len(body), body))
             wait_until("waits", lambda: c.metric("baton_router_queued_requests") >= 1)
             s.close()
-        assert [f.result()[0] for f in running] == [200] * 2
+            wait_until("forgotten", lambda: c.metric("baton_router_running_requests") == 2)
     wait_until("nothing", lambda: c.metric("baton_router_running_requests") == 0)
     assert c.decodes[0].text().count("submit ") == 2
 
@@ -100,20 +114,15 @@ def test_who_leaves_while_waiting_is_forgotten(cluster):
 def test_priority_goes_first(cluster):
     c = cluster(mock_args=["--max-running", 1])
     full(c)
-    order, lock = [], threading.Lock()
-
-    def one(name, priority):
-        assert ask(c, {"text": "a b", "interval_ms": 100}, rid=name, priority=priority)[0] == 200
-    with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        fs = [pool.submit(one, f"first{i}", 0) for i in range(2)]
-        wait_until("running", lambda: c.decodes[0].text().count("submit ") == 2)
+    with held(c, 2), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        fs = []
         for k, (name, p) in enumerate([("low", -3), ("mid", 0), ("high", 5), ("top", 1000)]):
-            fs.append(pool.submit(one, name, p))
+            fs.append(pool.submit(ask, c, {"text": "a b"}, rid=name, priority=p))
             wait_until("waits", lambda: c.metric("baton_router_queued_requests") == k + 1)
-        for f in fs:
-            f.result()
-    with lock:
-        order = [line.split()[1] for line in c.decodes[0].text().split("\n") if line.startswith("submit ")]
+        for i in range(2):
+            call(c, "POST", "/abort_request", {"rid": f"held{i}"})
+        assert [f.result()[0] for f in fs] == [200] * 4
+    order = [line.split()[1] for line in c.decodes[0].text().split("\n") if line.startswith("submit ")]
     assert order[2:] == ["top", "high", "mid", "low"]
 
 

@@ -49,10 +49,11 @@ static int node_of(void *pool, int part)
     return part % 2;
 }
 
-static bool open_rig(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads,
+static bool open_rig(struct rig *r, int level, const struct kernel_dims *dims, int n_threads,
                      bool as_mapped)
 {
     static const char *const names[] = {"ref", "avx2", "avx512"};
+    enum cpu_isa isa = level == RIG_AVX512_OTHER_WAY ? CPU_ISA_AVX512 : (enum cpu_isa)level;
     struct status st;
 
     if (isa > kernels_cpu_best()) {
@@ -65,21 +66,22 @@ static bool open_rig(struct rig *r, enum cpu_isa isa, const struct kernel_dims *
                              .n_threads = n_threads,
                              .n_nodes = n_threads > 2 ? 2 : 1, /* three threads: two nodes */
                              .node_of = node_of,
-                             .as_mapped = as_mapped};
+                             .as_mapped = as_mapped,
+                             .other_way = level == RIG_AVX512_OTHER_WAY};
 
     if (kernels_open_cpu(&r->k, isa, dims, &env) != 0)
         fail_msg("kernels_open_cpu: %s", r->k.error);
     return true;
 }
 
-bool rig_open(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads)
+bool rig_open(struct rig *r, int level, const struct kernel_dims *dims, int n_threads)
 {
-    return open_rig(r, isa, dims, n_threads, false);
+    return open_rig(r, level, dims, n_threads, false);
 }
 
-bool rig_open_mapped(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads)
+bool rig_open_mapped(struct rig *r, int level, const struct kernel_dims *dims, int n_threads)
 {
-    return open_rig(r, isa, dims, n_threads, true);
+    return open_rig(r, level, dims, n_threads, true);
 }
 
 void rig_close(struct rig *r)

@@ -18,13 +18,15 @@ struct rig {
 /* A small model whose sizes have tails: hidden 256, 4 heads of 192, ... */
 struct kernel_dims rig_dims(void);
 
+/* Levels are those of enum cpu_isa and, of AVX-512, the way that is not taken on this processor. */
+enum { RIG_AVX512_OTHER_WAY = CPU_ISA_AVX512 + 1 };
+
 /** Opens a backend (its threads, from three up, as if on two NUMA nodes); false when this processor
  * does not run the level (the test prints and skips).
  */
-bool rig_open(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims, int n_threads);
+bool rig_open(struct rig *r, int level, const struct kernel_dims *dims, int n_threads);
 /** The same, with weights used as mapped. */
-bool rig_open_mapped(struct rig *r, enum cpu_isa isa, const struct kernel_dims *dims,
-                     int n_threads);
+bool rig_open_mapped(struct rig *r, int level, const struct kernel_dims *dims, int n_threads);
 void rig_close(struct rig *r);
 
 /* ---- random numbers: the same for a seed everywhere ---- */

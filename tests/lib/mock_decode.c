@@ -606,7 +606,7 @@ static void say_hello(struct rpc_session *s)
 
     me.role = "decode";
     me.incarnation = (uint64_t)getpid();
-    me.protocol = 1;
+    me.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
     me.has_model_fingerprint = me.has_vocab_size = me.has_context_length = 1;
     me.model_fingerprint = 0x4d0cull;
     me.vocab_size = (uint32_t)tokenizer_vocab(tokenizer);
@@ -637,10 +637,11 @@ static void handle(struct mock_msg *m)
     } else if (m->request->hello != NULL) {
         printf("hello %s\n", m->request->hello->role);
         say_hello(m->session);
-    } else if (m->request->submit != NULL) {
-        submit(m->session, m->request->submit);
-    } else if (m->request->cancel != NULL) {
-        cancel(m->session, m->request->cancel->request_id);
+    } else {
+        for (size_t i = 0; i < m->request->n_submit; i++)
+            submit(m->session, m->request->submit[i]);
+        for (size_t i = 0; i < m->request->n_cancel; i++)
+            cancel(m->session, m->request->cancel[i]->request_id);
     }
     if (m->request != NULL)
         baton__v1__decode_request__free_unpacked(m->request, NULL);
@@ -651,11 +652,13 @@ static void handle(struct mock_msg *m)
 static void serve(void)
 {
     for (;;) {
-        uint64_t now = clock_now_us(), next = now + 1000000;
+        uint64_t now, next;
         struct msg *m;
 
         while ((m = mailbox_pop(mailbox)) != NULL)
             handle((struct mock_msg *)m);
+        now = clock_now_us(); /* after that: what has just come is due */
+        next = now + 1000000;
         for (struct request *r = requests; r < requests + REQUESTS_MAX; r++) {
             if (r->used && !r->held && r->next_us <= now)
                 step(r);
@@ -677,7 +680,7 @@ static void who_am_i(void *arg, Baton__V1__Identity *me)
     baton__v1__identity__init(me);
     me->role = options.port > 0 ? "decode" : "prefill";
     me->incarnation = (uint64_t)getpid();
-    me->protocol = 1;
+    me->protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
 }
 
 static void listen_on(struct rpc *rpc, int64_t port, const struct rpc_method *methods, size_t n)

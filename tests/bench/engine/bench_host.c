@@ -1,7 +1,7 @@
 /*
  * bench_host: what the host spends on a step beside the model: admission, batch, growth, events,
- * figures, with 256 requests that run. Printed beside the limit of the issue and beside the time of
- * copying one row of logits, which any engine has to touch.
+ * figures, with 256 requests that run: each has a token in every step; or most of them still have
+ * their prompts computed, of all lengths, and share the chunk. Printed beside a limit of 50 us.
  *
  * usage: bench_host [--json]
  */
@@ -13,7 +13,15 @@
 #include "common/engine/engine.h"
 #include "common/model/checkpoint_make.h"
 
-enum { RUNNING = 256, STEPS = 700, PROMPT = 20, PAGES = 4 * RUNNING, LIMIT_US = 50 };
+enum {
+    RUNNING = 256,
+    STEPS = 700,
+    PROMPT = 20,
+    LONG = 3000,
+    CHUNK = 512,
+    PAGES = 4 * RUNNING,
+    LIMIT_US = 50
+};
 
 struct bench {
     struct engine *engine;
@@ -64,21 +72,79 @@ static void check(enum status_code code, const struct status *st)
     exit(1);
 }
 
-static void submit_all(struct bench *b, int32_t vocab)
+static uint32_t short_prompt(int i)
+{
+    (void)i;
+    return PROMPT;
+}
+
+static uint32_t any_prompt(int i)
+{
+    return i == 0 ? LONG : 50 + (uint32_t)i * 97 % 600;
+}
+
+static void submit_all(struct bench *b, int32_t vocab, uint32_t (*length)(int i))
 {
     struct sampling_params p = {.temperature = 1, .top_p = 0.95f, .eos = -1};
-    int32_t tokens[PROMPT];
+    int32_t tokens[LONG];
     struct status st;
 
     for (int i = 0; i < RUNNING; i++) {
-        for (int t = 0; t < PROMPT; t++)
-            tokens[t] = (i * 31 + t * 7) % (vocab - 2) + 2;
+        uint32_t n = length(i);
+
+        for (uint32_t t = 0; t < n; t++)
+            tokens[t] = (i * 31 + (int32_t)t * 7) % (vocab - 2) + 2;
         p.seed = (uint64_t)i;
-        check(sequence_init(&b->seqs[i], tokens, PROMPT, 0, STEPS + 50, &p, vocab, &st), &st);
+        check(sequence_init(&b->seqs[i], tokens, n, 0, STEPS + 50, &p, vocab, &st), &st);
         b->seqs[i].ignore_eos = true;
         b->seqs[i].rid = "bench";
         check(engine_submit(b->engine, &b->seqs[i], &st), &st);
     }
+}
+
+static void remove_all(struct bench *b)
+{
+    for (int i = 0; i < RUNNING; i++) {
+        engine_remove(b->engine, &b->seqs[i]);
+        sequence_deinit(&b->seqs[i]);
+    }
+}
+
+/* A step and what of it the host took. */
+static uint64_t step(struct bench *b, struct engine_stats *s)
+{
+    uint64_t t0 = clock_now_us();
+
+    engine_admit(b->engine);
+    engine_step(b->engine);
+    engine_get_stats(b->engine, s);
+    return clock_now_us() - t0 - s->forward_us - s->sample_us - s->draft_us;
+}
+
+static int measure_tokens(struct bench *b, uint64_t *host)
+{
+    struct engine_stats s;
+    int n = 0;
+
+    while (n < STEPS) {
+        uint64_t us = step(b, &s);
+
+        if (s.batch_seqs == RUNNING && s.batch_tokens == RUNNING)
+            host[n++] = us;
+    }
+    return n;
+}
+
+static int measure_prompts(struct bench *b, uint64_t *host)
+{
+    struct engine_stats s;
+    int n = 0;
+
+    engine_admit(b->engine); /* all of them, once */
+    do
+        host[n++] = step(b, &s);
+    while (n < STEPS && s.batch_tokens >= CHUNK);
+    return n - 1; /* the last one was less */
 }
 
 static void print(bool json, const char *name, uint64_t us)
@@ -101,10 +167,11 @@ int main(int argc, char **argv)
     struct checkpoint_options ck = {.preset = "tiny", .seed = -1};
     struct engine_options o = {
         .max_running = RUNNING,
-        .chunk_tokens = 2048,
+        .chunk_tokens = CHUNK,
         .context_length = 4096,
         .prefix_cache = true,
         .n_snapshots = 8,
+        .snapshot_prompts = true,
         .snapshot_turns = true,
         .local_tokens = UINT32_MAX,
         .grow = true,
@@ -115,7 +182,7 @@ int main(int argc, char **argv)
     struct kv_memory kv;
     struct model *model;
     struct status st;
-    int n = 0;
+    int n;
 
     if (mkdtemp(dir) == NULL)
         return 1;
@@ -126,24 +193,18 @@ int main(int argc, char **argv)
     check(slab_new("page", PAGES, &pages, &st), &st);
     check(slab_new("slot", RUNNING, &slots, &st), &st);
     check(engine_new(&o, model, &kv, pages, slots, &events, &b.engine, &st), &st);
-    submit_all(&b, model_get_config(model)->vocab_size);
-    while (n < STEPS) {
-        uint64_t t0 = clock_now_us();
-        struct engine_stats s;
-
-        engine_admit(b.engine);
-        engine_step(b.engine);
-        engine_get_stats(b.engine, &s);
-        if (s.batch_seqs == RUNNING && s.batch_tokens == RUNNING)
-            host[n++] = clock_now_us() - t0 - s.forward_us - s.sample_us - s.draft_us;
-    }
-    qsort(host, STEPS, sizeof(*host), by_value);
-    print(json, "median", host[STEPS / 2]);
-    print(json, "p99", host[STEPS * 99 / 100]);
-    for (int i = 0; i < RUNNING; i++) {
-        engine_remove(b.engine, &b.seqs[i]);
-        sequence_deinit(&b.seqs[i]);
-    }
+    submit_all(&b, model_get_config(model)->vocab_size, short_prompt);
+    n = measure_tokens(&b, host);
+    qsort(host, (size_t)n, sizeof(*host), by_value);
+    print(json, "median", host[n / 2]);
+    print(json, "p99", host[n * 99 / 100]);
+    remove_all(&b);
+    submit_all(&b, model_get_config(model)->vocab_size, any_prompt);
+    n = measure_prompts(&b, host);
+    qsort(host, (size_t)n, sizeof(*host), by_value);
+    print(json, "prompts_median", host[n / 2]);
+    print(json, "prompts_p99", host[n * 99 / 100]);
+    remove_all(&b);
     engine_free(b.engine);
     slab_free(pages);
     slab_free(slots);

@@ -38,8 +38,12 @@ struct rig {
     struct slab *pages, *slots;
     struct engine *engine;
     struct engine_options opt;
+    /* Set: it is given every row that a token is drawn from, and no answers are looked at. */
+    void (*row)(void *arg, const struct sequence *s, const float *logits);
+    void *row_arg;
     double guess_right; /* share of drafts that are made right; < 0: the model's own */
     uint64_t random;
+    uint64_t now_s; /* a step takes a second */
     uint32_t n_ended, n_retracted, rows_checked;
 };
 

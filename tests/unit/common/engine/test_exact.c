@@ -1,7 +1,7 @@
 /*
  * The engine's promise, bit by bit: the logits that a token is drawn from do not depend on company,
- * chunks, threads, cached prefixes, drafts or retractions. Every row of every run here is compared
- * with that of one sequence alone.
+ * chunks, threads, cached prefixes, drafts, retractions or the worker that computed the prompt.
+ * Every row of every run here is compared with that of one sequence alone.
  *
  * usage: test_exact LEVEL [PRESET]
  *
@@ -222,6 +222,98 @@ static void a_retracted_request_goes_on_with_the_same_bits(void **state)
     rig_close(&r);
 }
 
+/* ---- computed by one worker, gone on from by another ---- */
+
+static uint8_t *page_of(const struct rig *r, uint32_t page)
+{
+    return (uint8_t *)(uintptr_t)r->kv.pages.addr + page * model_get_geometry(r->model)->page_bytes;
+}
+
+static uint8_t *slot_of(const struct rig *r, uint32_t slot)
+{
+    return (uint8_t *)(uintptr_t)r->kv.slots.addr + slot * model_get_geometry(r->model)->slot_bytes;
+}
+
+static void copy_runs(uint8_t *to, const uint8_t *from, const struct kv_run *runs, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        memcpy(to + runs[i].offset, from + runs[i].offset, runs[i].bytes);
+}
+
+/* What a handoff moves, and nothing else: the rest of d's memory is garbage. */
+static void hand_over(const struct rig *p, const uint32_t *pages, const struct rig *d,
+                      const struct sequence *s)
+{
+    const struct kv_geometry *g = model_get_geometry(d->model);
+    static struct kv_run runs[6 * KV_LAYERS_MAX];
+    size_t n, cap = sizeof(runs) / sizeof(runs[0]);
+
+    memset(page_of(d, 0), 0xA5, d->kv.n_pages * g->page_bytes);
+    memset(slot_of(d, 0), 0xA5, d->kv.n_slots * g->slot_bytes);
+    for (uint32_t i = 0; i < kv_pages_for(s->n_prompt); i++) {
+        uint32_t left = s->n_prompt - i * KV_PAGE_TOKENS;
+
+        n = kv_page_runs(g, left < KV_PAGE_TOKENS ? left : KV_PAGE_TOKENS, runs, cap);
+        copy_runs(page_of(d, s->pages[i]), page_of(p, pages[i]), runs, n);
+    }
+    n = kv_slot_runs(g, s->n_prompt, runs, cap);
+    copy_runs(slot_of(d, s->slot), slot_of(p, 0), runs, n);
+}
+
+static void compute(const struct rig *p, const uint32_t *pages, const struct answer *a, int chunk)
+{
+    const float *logits;
+    struct status st;
+
+    for (uint32_t at = 0; at < a->n_prompt; at += (uint32_t)chunk) {
+        int n = a->n_prompt - at < (uint32_t)chunk ? (int)(a->n_prompt - at) : chunk;
+        struct model_span span = {a->prompt + at, n, at, 0, pages, MODEL_LOGITS_LAST};
+
+        assert_int_equal(model_forward(p->model, &p->kv, &span, 1, &logits, &st), ST_OK);
+    }
+}
+
+static void kv_from_another_worker_changes_nothing(void **state)
+{
+    static const uint32_t all[] = {1, 3, 127, 128, 129, 255, 256, 257, 300, 512, 700, 1100};
+    struct rig_options o = options();
+    uint32_t pages[8], n_handed = 0;
+    struct rig p, d;
+
+    (void)state;
+    for (uint32_t i = 0; i < 8; i++)
+        pages[i] = 7 - i;
+    rig_open(&d, &o);
+    o.threads = 1;
+    rig_open(&p, &o);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && all[i] <= subject_tokens; i++) {
+        struct answer a = {.prompt = answers[SUBJECT].prompt,
+                           .n_prompt = all[i],
+                           .max_new = MAX_NEW,
+                           .sampling = {.temperature = 1, .top_p = 1, .seed = i}};
+        struct run run;
+
+        rig_answer(checkpoint, level, &a, 1);
+        if (a.n_output == 1) /* the first token was the last */
+            continue;
+        rig_submit(&d, &run, &a);
+        run.remote = true;
+        engine_flush_cache(d.engine);
+        engine_admit(d.engine);
+        compute(&p, pages, &a, 100);
+        hand_over(&p, pages, &d, &run.seq);
+        sequence_append(&run.seq, a.output[0], 4096);
+        engine_run(d.engine, &run.seq, a.n_prompt);
+        rig_drain(&d);
+        assert_true(run.ended);
+        rig_free(&run);
+        n_handed++;
+    }
+    assert_true(n_handed > 1);
+    rig_close(&p);
+    rig_close(&d);
+}
+
 static void drafts_change_nothing(void **state)
 {
     static const double right[] = {-1, 0, 0.5, 0.9, 1};
@@ -258,11 +350,13 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_hit_at_any_page_boundary_changes_nothing),
         cmocka_unit_test(the_next_turn_goes_on_from_what_was_generated),
         cmocka_unit_test(a_retracted_request_goes_on_with_the_same_bits),
+        cmocka_unit_test(kv_from_another_worker_changes_nothing),
         cmocka_unit_test(drafts_change_nothing),
     };
     const struct CMUnitTest of_a_release[] = {
         cmocka_unit_test(company_changes_nothing),
         cmocka_unit_test(a_hit_at_any_page_boundary_changes_nothing),
+        cmocka_unit_test(kv_from_another_worker_changes_nothing),
         cmocka_unit_test(drafts_change_nothing),
     };
     int result;

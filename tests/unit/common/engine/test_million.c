@@ -1,9 +1,12 @@
 /*
- * At the end of a context of a million tokens. Computing them all takes minutes
- * (tests/integration/test_long_context.py --full); here the KV of the first million comes from
- * elsewhere: 4,096 real positions, again and again. So there are many equal index scores, and what
- * is chosen hangs on their order. The last tokens of the prompt and the answer are computed in
- * several ways, and must have the same bits; the memory is what was planned.
+ * At the end of a context of a million tokens. Computing them all takes half an hour; here the KV
+ * of the first million comes from elsewhere: 4,096 real positions, again and again. So there are
+ * many equal index scores, and what is chosen hangs on their order. The last tokens of the prompt
+ * and the answer are computed in several ways, and must have the same bits; the memory is what was
+ * planned.
+ *
+ * With BATON_TEST_FULL set the whole million is computed, in chunks, cached, and gone on from.
+ * Through real workers: tests/integration/test_long_context.py --full.
  *
  * usage: test_million LEVEL
  */
@@ -12,6 +15,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -172,6 +176,94 @@ static void chunks_threads_company_and_drafts_change_nothing(void **state)
     run_far(&o, COMPANY, 0.6);
 }
 
+/* ---- all of it ---- */
+
+enum { CHUNK = 4096, STATES = 64 };
+
+struct rows {
+    uint64_t hashes[MAX_NEW];
+    uint32_t n_seen, n_first; /* n_first: rows of the run that the others are compared with */
+};
+
+static void on_row(void *arg, const struct sequence *s, const float *logits)
+{
+    const uint32_t *bits = (const uint32_t *)(const void *)logits;
+    uint32_t at = sequence_n_output(s);
+    struct rows *rows = arg;
+    uint64_t h = 0xCBF29CE484222325u;
+
+    assert_true(at < MAX_NEW);
+    for (int32_t i = 0; i < 512; i++)
+        h = (h ^ bits[i]) * 0x100000001B3u;
+    if (rows->n_first < MAX_NEW)
+        rows->hashes[rows->n_first++] = h;
+    else
+        assert_true(h == rows->hashes[at]);
+    rows->n_seen++;
+}
+
+/* Steps until the answer is there, and says how far it is. */
+static void drain(struct rig *r, const struct run *run)
+{
+    uint32_t told = 0;
+
+    while (!run->ended) {
+        rig_step(r);
+        if (run->seq.n_computed / 65536 > told) {
+            told = run->seq.n_computed / 65536;
+            print_message("%u tokens computed\n", told * 65536);
+            fflush(stdout);
+        }
+    }
+}
+
+static void a_million_tokens_are_computed_cached_and_gone_on_from(void **state)
+{
+    static struct rows rows;
+    struct rig_options o = options();
+    struct engine_stats stats;
+    struct rusage usage;
+    uint64_t planned;
+    struct rig r;
+
+    (void)state;
+    if (getenv("BATON_TEST_FULL") == NULL)
+        skip();
+    o.threads = 2;
+    o.engine.prefix_cache = true;
+    o.engine.n_snapshots = STATES;
+    o.engine.chunk_tokens = CHUNK;
+    rig_open(&r, &o);
+    r.row = on_row;
+    r.row_arg = &rows;
+    for (int turn = 0; turn < 3;
+         turn++) { /* cold; from the cache; so, in small chunks, with drafts */
+        struct run run;
+
+        /* Less than it was opened for; a new engine would not have the cache. */
+        r.engine->opt.chunk_tokens = turn == 2 ? 100 : CHUNK;
+        r.engine->opt.draft_tokens = turn == 2 ? 3 : 0;
+        rig_submit(&r, &run, &answer);
+        drain(&r, &run);
+        assert_int_equal(run.seq.n_tokens, PROMPT + MAX_NEW);
+        rig_free(&run);
+        engine_get_stats(r.engine, &stats);
+        print_message("turn %d: %llu tokens hit\n", turn, (unsigned long long)stats.hit_tokens);
+    }
+    assert_int_equal(rows.n_seen, 3 * MAX_NEW);
+    assert_int_equal(stats.hit_tokens, 2 * (PROMPT / KV_PAGE_TOKENS * KV_PAGE_TOKENS));
+    planned = PAGES * r.engine->geometry->page_bytes + SLOTS * r.engine->geometry->slot_bytes +
+              STATES * kv_snapshot_bytes(r.engine->geometry) + model_weight_bytes(r.model) +
+              model_workspace_bytes(r.model);
+    getrusage(RUSAGE_SELF, &usage);
+    print_message("planned %.1f MiB, peak of the process %.1f MiB\n", (double)planned / (1 << 20),
+                  (double)usage.ru_maxrss / 1024);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_true((uint64_t)usage.ru_maxrss * 1024 <= planned + PROCESS_BYTES);
+#endif
+    rig_close(&r);
+}
+
 static void the_memory_is_what_was_planned(void **state)
 {
     struct rig_options o = options();
@@ -199,6 +291,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chunks_threads_company_and_drafts_change_nothing),
         cmocka_unit_test(the_memory_is_what_was_planned),
+        cmocka_unit_test(a_million_tokens_are_computed_cached_and_gone_on_from),
     };
     int result;
 

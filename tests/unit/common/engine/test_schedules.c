@@ -1,8 +1,8 @@
 /*
  * Seeded random schedules: arrivals, aborts in any state, pools too small for everybody (evictions,
- * retractions), states that are lost, caches that are flushed, prompts whose KV is awaited, drafts
- * right and wrong, every admission policy. Whatever happens, each request gives the tokens and the
- * logits that it gives alone, and in the end every page, slot and state is free.
+ * retractions), pinned prompts, states that are lost, caches that are flushed, prompts whose KV is
+ * awaited, drafts right and wrong, every admission policy. Whatever happens, each request gives the
+ * tokens and the logits that it gives alone, and in the end every page, slot and state is free.
  *
  * usage: test_schedules LEVEL FIRST_SEED N_SEEDS [THREADS]
  *
@@ -86,6 +86,7 @@ static struct engine_options random_options(struct rig *r)
     o.n_snapshots = o.prefix_cache ? rig_below(r, 6) : 0;
     o.snapshot_prompts = rig_below(r, 4) != 0;
     o.snapshot_turns = rig_below(r, 2) == 0;
+    o.pin_percent = rig_below(r, 3) * 30;
     o.draft_tokens = rig_below(r, 2) == 0 ? 0 : 1 + (int)rig_below(r, SEQ_DRAFTS_MAX);
     o.draft_max_batch = 1 + (int)rig_below(r, 12);
     o.grow = rig_below(r, 4) != 0;
@@ -125,6 +126,7 @@ static void one_schedule(struct rig *r, uint64_t seed)
 
             rig_submit(r, run, &answers[rig_below(r, ANSWERS)]);
             run->seq.priority = (int32_t)rig_below(r, 3);
+            run->seq.pin_s = rig_below(r, 4) == 0 ? rig_below(r, 60) : 0;
             run->remote = r->opt.grow && rig_below(r, 6) == 0;
         }
         rig_step(r);

@@ -295,6 +295,204 @@ static void a_low_priority_has_its_turn(void **state)
     rig_close(&r);
 }
 
+/* A prompt is pinned; then others need all the room. Asked again it is a hit; and once its time is
+ * over it goes like any other. */
+static void a_pinned_prompt_is_hit_after_any_pressure(void **state)
+{
+    enum { LONG = 3 * KV_PAGE_TOKENS + 5, OTHER = 4 * KV_PAGE_TOKENS + 100 };
+    static int32_t tokens[2 * LONG + OTHER];
+    static struct answer pinned = {
+        .prompt = tokens, .n_prompt = LONG, .max_new = 2, .sampling = {.top_p = 1}};
+    static struct answer others[2] = {
+        {.prompt = tokens + 300, .n_prompt = OTHER, .max_new = 2, .sampling = {.top_p = 1}},
+        {.prompt = tokens + 400, .n_prompt = OTHER, .max_new = 2, .sampling = {.top_p = 1}}};
+    struct rig_options o = options();
+    struct engine_stats stats;
+    struct run run, other;
+    struct rig r;
+
+    (void)state;
+    for (int i = 0; i < 2 * LONG + OTHER; i++)
+        tokens[i] = 3 + i * 37 % 499;
+    rig_answer(checkpoint, level, &pinned, 1);
+    rig_answer(checkpoint, level, others, 2);
+    o.n_pages = 8;
+    rig_open(&r, &o);
+    for (int round = 0; round < 3; round++) {
+        uint64_t hits;
+
+        engine_get_stats(r.engine, &stats);
+        hits = stats.hit_tokens;
+        rig_submit(&r, &run, &pinned);
+        run.seq.pin_s = round == 0 ? 2000 : 0;
+        rig_drain(&r);
+        rig_free(&run);
+        engine_get_stats(r.engine, &stats);
+        assert_int_equal(stats.hit_tokens - hits, round == 1 ? 3 * KV_PAGE_TOKENS : 0);
+        assert_int_equal(stats.pages_pinned, round < 2 ? 3 : 0);
+        for (int i = 0; i < 2; i++) { /* five pages each */
+            rig_submit(&r, &other, &others[i]);
+            rig_drain(&r);
+            rig_free(&other);
+        }
+        if (round == 1) { /* its time is over, and it is older than what comes now */
+            r.now_s += 2000;
+            rig_submit(&r, &other, &others[0]);
+            rig_drain(&r);
+            rig_free(&other);
+        }
+    }
+    assert_int_equal(stats.pins, 1);
+    rig_close(&r);
+}
+
+/* A prompt that fits only without the pinned pages is computed all the same, when there is nobody
+ * whose end it could wait for. */
+static void pins_keep_nobody_out_for_ever(void **state)
+{
+    enum { LONG = 5 * KV_PAGE_TOKENS };
+    static int32_t tokens[LONG];
+    static struct answer many[2] = {
+        {.prompt = tokens + 200, .n_prompt = 600, .max_new = 2, .sampling = {.top_p = 1}},
+        {.prompt = tokens, .n_prompt = LONG, .max_new = 2, .sampling = {.top_p = 1}}};
+    struct rig_options o = options();
+    struct engine_stats stats;
+    struct run run;
+    struct rig r;
+
+    (void)state;
+    for (int i = 0; i < LONG; i++)
+        tokens[i] = 3 + i * 41 % 499;
+    rig_answer(checkpoint, level, many, 2);
+    o.n_pages = 6;
+    rig_open(&r, &o);
+    for (int i = 0; i < 2; i++) {
+        rig_submit(&r, &run, &many[i]);
+        run.seq.pin_s = 3600;
+        rig_drain(&r);
+        assert_true(run.ended);
+        rig_free(&run);
+        engine_get_stats(r.engine, &stats);
+        assert_int_equal(stats.pages_pinned, i == 0 ? 2 : 0);
+    }
+    assert_int_equal(stats.pins_refused, 1); /* five pages of three */
+    rig_close(&r);
+}
+
+/* ---- how prompts share a chunk ---- */
+
+enum { BOOK = 3000, LINE = 20, SHARE_CHUNK = 256 };
+
+static struct answer book, line;
+
+static void share_setup(void)
+{
+    static int32_t tokens[BOOK];
+
+    for (int i = 0; i < BOOK; i++)
+        tokens[i] = 3 + i * 31 % 503;
+    if (book.n_output > 0)
+        return;
+    book =
+        (struct answer){.prompt = tokens, .n_prompt = BOOK, .max_new = 1, .sampling = {.top_p = 1}};
+    line = (struct answer){
+        .prompt = tokens + 100, .n_prompt = LINE, .max_new = 1, .sampling = {.top_p = 1}};
+    rig_answer(checkpoint, level, &book, 1);
+    rig_answer(checkpoint, level, &line, 1);
+}
+
+static struct rig_options share_options(void)
+{
+    struct rig_options o = options();
+
+    o.engine.prefix_cache = false; /* the same prompt again is computed again */
+    o.engine.n_snapshots = 0;
+    o.engine.chunk_tokens = SHARE_CHUNK;
+    return o;
+}
+
+static uint32_t steps_until_ended(struct rig *r, const struct run *run)
+{
+    uint32_t n = 0;
+
+    for (; !run->ended; n++)
+        rig_step(r);
+    return n;
+}
+
+/* Steps of a prompt that has the whole chunk, or half of it. */
+static uint32_t steps_of(uint32_t n_tokens, uint32_t chunk)
+{
+    return (n_tokens + chunk - 1) / chunk;
+}
+
+static void a_line_does_not_wait_for_a_book(void **state)
+{
+    struct rig_options o = share_options();
+    struct run long_one, short_one;
+    struct rig r;
+
+    (void)state;
+    share_setup();
+    rig_open(&r, &o);
+    rig_submit(&r, &long_one, &book);
+    rig_step(&r);
+    rig_submit(&r, &short_one, &line);
+    assert_int_equal(steps_until_ended(&r, &short_one), 1);
+    assert_int_equal(2 + steps_until_ended(&r, &long_one), steps_of(BOOK + LINE, SHARE_CHUNK));
+    rig_free(&long_one);
+    rig_free(&short_one);
+    rig_close(&r);
+}
+
+/* Short prompts come for ever, more than the chunk can take: the book is read all the same. */
+static void no_flow_of_lines_stops_a_book(void **state)
+{
+    enum { FLOW = 400, A_STEP = 16 };
+    struct run *runs = calloc(FLOW, sizeof(*runs)), long_one;
+    struct rig_options o = share_options();
+    uint32_t n = 0, steps = 0;
+    struct rig r;
+
+    (void)state;
+    share_setup();
+    rig_open(&r, &o);
+    rig_submit(&r, &long_one, &book);
+    for (; !long_one.ended; steps++) {
+        for (int i = 0; i < A_STEP && n < FLOW; i++)
+            rig_submit(&r, &runs[n++], &line);
+        rig_step(&r);
+    }
+    assert_int_equal(steps, steps_of(BOOK, SHARE_CHUNK / 2));
+    assert_true(n > steps * (SHARE_CHUNK / 2) / LINE); /* there were always enough of them */
+    rig_drain(&r);
+    while (n > 0)
+        rig_free(&runs[--n]);
+    rig_free(&long_one);
+    free(runs);
+    rig_close(&r);
+}
+
+/* Sharing would only make the first one later. */
+static void books_are_read_one_after_the_other(void **state)
+{
+    struct rig_options o = share_options();
+    struct run runs[3];
+    struct rig r;
+
+    (void)state;
+    share_setup();
+    rig_open(&r, &o);
+    for (int i = 0; i < 3; i++)
+        rig_submit(&r, &runs[i], &book);
+    for (uint32_t i = 0, steps = 0; i < 3; i++) {
+        steps += steps_until_ended(&r, &runs[i]);
+        assert_int_equal(steps, steps_of((i + 1) * BOOK, SHARE_CHUNK));
+        rig_free(&runs[i]);
+    }
+    rig_close(&r);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +500,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(rejected_drafts_leave_the_pools_as_if_they_never_were),
         cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(a_low_priority_has_its_turn),
+        cmocka_unit_test(a_line_does_not_wait_for_a_book),
+        cmocka_unit_test(no_flow_of_lines_stops_a_book),
+        cmocka_unit_test(books_are_read_one_after_the_other),
+        cmocka_unit_test(a_pinned_prompt_is_hit_after_any_pressure),
+        cmocka_unit_test(pins_keep_nobody_out_for_ever),
         cmocka_unit_test(what_can_never_fit_is_refused_with_the_numbers),
     };
     int result;

@@ -12,7 +12,7 @@
 #include "common/kv/block_hash.h"
 #include "common/kv/geometry.h"
 
-enum { PAGES = 48, SNAPSHOTS = 5, CHAIN_MAX = 8, WORDS = 3 };
+enum { PAGES = 48, SNAPSHOTS = 5, CHAIN_MAX = 8, WORDS = 3, PINNED = 12, PINNED_SNAPSHOTS = 2 };
 
 struct rig {
     struct slab *pages, *snapshots;
@@ -58,7 +58,7 @@ static struct rig open_rig(uint64_t seed)
 /* Apart from open_rig(): events point to where r has come to rest. */
 static void start(struct rig *r)
 {
-    struct prefix_cache_options o = {r->pages, r->snapshots, on_event, r};
+    struct prefix_cache_options o = {r->pages, r->snapshots, PINNED, PINNED_SNAPSHOTS, on_event, r};
     struct status st;
 
     assert_int_equal(prefix_cache_new(&o, &r->cache, &st), ST_OK);
@@ -274,6 +274,99 @@ static void a_snapshot_that_was_gone_on_from_gives_way(void **state)
     close_rig(&r);
 }
 
+/* ---- pins ---- */
+
+/* A chain of n pages with a state at its end, that no sequence uses. */
+static void leave(struct rig *r, const int32_t *tokens, uint32_t n)
+{
+    uint32_t pages[CHAIN_MAX], unit;
+    struct status st;
+
+    assert_int_equal(slab_take(r->pages, n, pages, &st), ST_OK);
+    prefix_cache_insert(r->cache, 0, tokens, pages, n);
+    assert_true(prefix_cache_put_snapshot(r->cache, 0, tokens, n, &unit));
+    slab_give(r->pages, pages, n);
+    prefix_cache_check(r->cache);
+}
+
+static struct prefix_hit peek(const struct rig *r, const int32_t *tokens, uint32_t n)
+{
+    struct prefix_hit hit;
+
+    prefix_cache_peek(r->cache, 0, tokens, n, n, &hit);
+    return hit;
+}
+
+/* Whatever else comes and goes, the pinned prompt is there with its state, until its time is over.
+ */
+static void what_is_pinned_outlasts_any_pressure(void **state)
+{
+    struct rig r = open_rig(4);
+    int32_t pinned[5 * KV_PAGE_TOKENS], other[6 * KV_PAGE_TOKENS];
+    struct prefix_cache_stats stats;
+
+    (void)state;
+    start(&r);
+    prefix_cache_advance(r.cache, 5000);
+    spell(pinned, (int[]){0, 1, 2, 0, 1}, 5);
+    leave(&r, pinned, 5);
+    assert_true(prefix_cache_pin(r.cache, 0, pinned, 4, 100)); /* the state is deeper: none */
+    assert_true(prefix_cache_pin(r.cache, 0, pinned, 5, 30));
+    for (int i = 0; i < 40; i++) { /* the last leaf hangs on the pinned chain */
+        spell(other, (int[]){i % 3, i % 2, i % 5, 3 + i, i % 7, 2}, 6);
+        if (slab_n_free(r.pages) < 6)
+            prefix_cache_evict_pages(r.cache, 6 - slab_n_free(r.pages));
+        leave(&r, other, 6);
+        assert_int_equal(peek(&r, pinned, 5).n_pages, 5);
+        assert_int_equal(peek(&r, pinned, 5).n_state_pages, 5);
+    }
+    prefix_cache_evict_pages(r.cache, UINT32_MAX);
+    prefix_cache_check(r.cache);
+    prefix_cache_get_stats(r.cache, &stats);
+    assert_int_equal(stats.n_pages, 5);
+    assert_int_equal(stats.pages_pinned, 5);
+    prefix_cache_advance(r.cache, 5029);
+    assert_int_equal(prefix_cache_evict_pages(r.cache, UINT32_MAX), 0);
+    prefix_cache_advance(r.cache, 5030);
+    assert_int_equal(prefix_cache_evict_pages(r.cache, UINT32_MAX), 1);
+    prefix_cache_advance(r.cache, 5100);
+    prefix_cache_check(r.cache);
+    assert_int_equal(prefix_cache_evict_pages(r.cache, UINT32_MAX), 4);
+    close_rig(&r);
+}
+
+static void pins_beyond_their_share_are_refused_whole(void **state)
+{
+    struct rig r = open_rig(5);
+    int32_t a[8 * KV_PAGE_TOKENS], b[8 * KV_PAGE_TOKENS], c[KV_PAGE_TOKENS];
+    struct prefix_cache_stats stats;
+
+    (void)state;
+    start(&r);
+    spell(a, (int[]){0, 1, 2, 0, 1, 2, 0, 1}, 8);
+    spell(b, (int[]){1, 1, 2, 0, 1, 2, 0, 1}, 8);
+    spell(c, (int[]){2}, 1);
+    assert_false(prefix_cache_pin(r.cache, 0, a, 8, 10)); /* it is not there */
+    leave(&r, a, 8);
+    leave(&r, b, 8);
+    leave(&r, c, 1);
+    assert_true(prefix_cache_pin(r.cache, 0, a, 8, 10));
+    assert_false(prefix_cache_pin(r.cache, 0, b, 8, 10)); /* 16 pages of 12 */
+    prefix_cache_get_stats(r.cache, &stats);
+    assert_int_equal(stats.pages_pinned, 8);
+    assert_int_equal(stats.pins_refused, 2);
+    assert_true(prefix_cache_pin(r.cache, 0, b, 4, 10));
+    assert_true(prefix_cache_pin(r.cache, 0, a, 8, 20)); /* it costs nothing more */
+    assert_false(prefix_cache_pin(r.cache, 0, c, 1, 10));
+    prefix_cache_check(r.cache);
+    assert_int_equal(prefix_cache_flush(r.cache), 17); /* an operator's word goes before */
+    prefix_cache_get_stats(r.cache, &stats);
+    assert_int_equal(stats.pages_pinned, 0);
+    assert_int_equal(stats.snapshots_pinned, 0);
+    prefix_cache_check(r.cache);
+    close_rig(&r);
+}
+
 /* ---- against a dictionary ---- */
 
 /* What must be in the cache: chains by their words. A page once in stays until it is evicted, which
@@ -306,7 +399,7 @@ static void random_operations_agree_with_a_dictionary(void **state)
     enum { LIVE = 5, STEPS = 20000 };
     static struct live live[LIVE];
     struct rig r = open_rig(99);
-    uint32_t hits = 0, evicted = 0;
+    uint32_t hits = 0, evicted = 0, pinned = 0;
 
     (void)state;
     memset(live, 0, sizeof(live));
@@ -336,6 +429,10 @@ static void random_operations_agree_with_a_dictionary(void **state)
             assert_true(hit.n_state_pages <= hit.n_pages);
             hits += hit.n_pages;
         }
+        if (below(&r, 6) == 0 && live[0].n > 0)
+            pinned += prefix_cache_pin(r.cache, live[0].salt, live[0].tokens,
+                                       1 + below(&r, live[0].n), 1 + below(&r, 60));
+        prefix_cache_advance(r.cache, (uint64_t)step);
         if (below(&r, 50) == 0)
             evicted += prefix_cache_evict_pages(r.cache, 1 + below(&r, 6));
         if (below(&r, 400) == 0)
@@ -343,7 +440,7 @@ static void random_operations_agree_with_a_dictionary(void **state)
         if (step % 16 == 0)
             prefix_cache_check(r.cache);
     }
-    assert_true(hits > 1000 && evicted > 100);
+    assert_true(hits > 1000 && evicted > 100 && pinned > 100);
     for (int i = 0; i < LIVE; i++)
         if (live[i].n > 0)
             slab_give(r.pages, live[i].pages, live[i].n);
@@ -404,6 +501,8 @@ int main(void)
         cmocka_unit_test(a_snapshot_is_hit_at_its_boundary_and_no_deeper_than_asked),
         cmocka_unit_test(the_snapshot_that_saves_least_gives_way),
         cmocka_unit_test(a_snapshot_that_was_gone_on_from_gives_way),
+        cmocka_unit_test(what_is_pinned_outlasts_any_pressure),
+        cmocka_unit_test(pins_beyond_their_share_are_refused_whole),
         cmocka_unit_test(random_operations_agree_with_a_dictionary),
         cmocka_unit_test(whoever_comes_late_gets_the_whole_tree_parents_first),
         cmocka_unit_test(states_are_left_where_prompts_end_and_sparsely_before),

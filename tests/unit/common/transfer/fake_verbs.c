@@ -90,6 +90,19 @@ static uint64_t memlock_bytes(void)
     return shown->memlock_bytes;
 }
 
+static int numa_node(const char *device)
+{
+    for (int i = 0; i < shown->n_devices; i++)
+        if (strcmp(shown->devices[i].name, device) == 0)
+            return shown->devices[i].numa_node;
+    return -1;
+}
+
+static int own_node(void)
+{
+    return shown->own_node;
+}
+
 const struct rdma_verbs *fake_verbs(struct fake_machine *m)
 {
     static const struct rdma_verbs table = {
@@ -104,6 +117,8 @@ const struct rdma_verbs *fake_verbs(struct fake_machine *m)
         .kernel_devices = kernel_devices,
         .device_files = device_files,
         .memlock_bytes = memlock_bytes,
+        .numa_node = numa_node,
+        .own_node = own_node,
     };
 
     shown = m;

@@ -20,6 +20,7 @@ struct fake_device {
     const char *name;
     int open_error; /* errno, 0: opens */
     int n_ports;
+    int numa_node;
     struct fake_port ports[FAKE_PORTS_MAX];
 };
 
@@ -30,6 +31,7 @@ struct fake_machine {
     int kernel_devices;
     int device_files; /* errno */
     uint64_t memlock_bytes;
+    int own_node;
     int open_now, lists_now; /* out: what was not given back */
 };
 

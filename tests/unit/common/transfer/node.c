@@ -29,6 +29,7 @@ enum op {
     OP_DESCRIBE,
     OP_DESCRIBE_TO,
     OP_REVOKE,
+    OP_WRITER,
     OP_OPEN,
     OP_CLOSE,
     OP_CLOSE_WAIT,
@@ -40,6 +41,7 @@ enum op {
     OP_VERIFY,
     OP_TRANSPORT,
     OP_FLIPS,
+    OP_LINK,
     OP_FDS,
     OP_END
 };
@@ -55,6 +57,7 @@ struct request {
 struct reply {
     struct status st;
     struct node_result result;
+    struct transfer_link link;
     uint64_t value;
     size_t len;
 };
@@ -76,7 +79,10 @@ static struct {
 static struct slot slots[NODE_PUTS_MAX + 1]; /* the last one: verification */
 static uint32_t n_ended;
 static bool closed;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards slots and closed */
+static struct {
+    bool lost, gone;
+} writers[NODE_WRITERS_MAX];                             /* by name, modulo */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards slots, closed and writers */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
 uint8_t node_byte(uint64_t seed, uint64_t off)
@@ -111,6 +117,16 @@ static void on_closed(void *arg)
     (void)arg;
     pthread_mutex_lock(&lock);
     closed = true;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+static void on_writer_end(void *arg, uint64_t writer, bool proven)
+{
+    (void)arg;
+    pthread_mutex_lock(&lock);
+    writers[writer % NODE_WRITERS_MAX].lost = true;
+    writers[writer % NODE_WRITERS_MAX].gone |= proven;
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
 }
@@ -250,7 +266,21 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
         transfer_describe(transfer, out, &a->st);
         break;
     case OP_DESCRIBE_TO:
-        transfer_describe_to(transfer, &a->value, out, &a->st);
+        transfer_describe_to(transfer, on_writer_end, NULL, &a->value, out, &a->st);
+        pthread_mutex_lock(&lock);
+        memset(&writers[a->value % NODE_WRITERS_MAX], 0, sizeof(writers[0]));
+        pthread_mutex_unlock(&lock);
+        break;
+    case OP_WRITER:
+        if (q->a)
+            await_slot(NULL,
+                       q->b ? &writers[q->x % NODE_WRITERS_MAX].gone
+                            : &writers[q->x % NODE_WRITERS_MAX].lost,
+                       &a->st);
+        pthread_mutex_lock(&lock);
+        a->value =
+            q->b ? writers[q->x % NODE_WRITERS_MAX].gone : writers[q->x % NODE_WRITERS_MAX].lost;
+        pthread_mutex_unlock(&lock);
         break;
     case OP_REVOKE:
         a->value = transfer_revoke(transfer, q->x);
@@ -297,6 +327,9 @@ static void serve(const struct request *q, char *in, struct reply *a, struct buf
     case OP_TRANSPORT:
         transfer_peer_transport(peer, text, sizeof(text));
         buf_append(out, text, strlen(text) + 1);
+        break;
+    case OP_LINK:
+        a->value = transfer_peer_link(peer, &a->link);
         break;
     case OP_FLIPS:
         transfer_inject_flips(transfer, q->a);
@@ -511,6 +544,17 @@ bool node_revoke(struct node *n, uint64_t writer)
     return ask(n, (struct request){.op = OP_REVOKE, .x = writer}, NULL, NULL, 0).value != 0;
 }
 
+void node_writer_wait(struct node *n, uint64_t writer, bool proven)
+{
+    must(
+        ask(n, (struct request){.op = OP_WRITER, .a = 1, .b = proven, .x = writer}, NULL, NULL, 0));
+}
+
+bool node_writer_gone(struct node *n, uint64_t writer)
+{
+    return ask(n, (struct request){.op = OP_WRITER, .b = 1, .x = writer}, NULL, NULL, 0).value != 0;
+}
+
 enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st)
 {
     *st = ask(n, (struct request){.op = OP_OPEN, .len = len}, desc, NULL, 0).st;
@@ -602,6 +646,14 @@ struct node_result node_verify(struct node *n, const struct transfer_piece *piec
 void node_transport(struct node *n, char *out, size_t cap)
 {
     must(ask(n, (struct request){.op = OP_TRANSPORT}, NULL, out, cap));
+}
+
+bool node_link(struct node *n, struct transfer_link *out)
+{
+    struct reply a = ask(n, (struct request){.op = OP_LINK}, NULL, NULL, 0);
+
+    *out = a.link;
+    return a.value != 0;
 }
 
 void node_flips(struct node *n, int count)

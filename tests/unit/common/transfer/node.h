@@ -12,7 +12,7 @@
 
 #include "common/transfer/transfer.h"
 
-enum { NODE_WAIT_S = 60, NODE_PUTS_MAX = 64 };
+enum { NODE_WAIT_S = 60, NODE_PUTS_MAX = 64, NODE_WRITERS_MAX = 64 };
 
 struct node {
     pid_t pid;
@@ -60,6 +60,10 @@ uint64_t node_count_other(struct node *n, int slab, uint8_t value);
 size_t node_describe(struct node *n, void *out, size_t cap);
 size_t node_describe_to(struct node *n, uint64_t *writer, void *out, size_t cap);
 bool node_revoke(struct node *n, uint64_t writer);
+/** Waits until the node was told that the writer has ended, or (proven) writes nothing any more. */
+void node_writer_wait(struct node *n, uint64_t writer, bool proven);
+/** Has it been told the latter? */
+bool node_writer_gone(struct node *n, uint64_t writer);
 enum status_code node_open(struct node *n, const void *desc, size_t len, struct status *st);
 
 /** Closes the open peer and waits for on_closed. */
@@ -87,6 +91,8 @@ struct node_result node_peek(struct node *n, uint64_t id);
 struct node_result node_verify(struct node *n, const struct transfer_piece *pieces, size_t n_pieces,
                                const uint32_t *expected, uint32_t n_groups);
 void node_transport(struct node *n, char *out, size_t cap);
+/** @return whether the way to the open peer has been probed */
+bool node_link(struct node *n, struct transfer_link *out);
 void node_flips(struct node *n, int count);
 int node_count_fds(struct node *n);
 /** Mappings of shared memory, its own and of its peers. */

@@ -51,6 +51,18 @@ void pair_connect(struct node *from, struct node *to)
         fail_msg("%s", st.msg);
 }
 
+uint64_t pair_connect_as_writer(struct node *from, struct node *to)
+{
+    char desc[DESC_MAX];
+    struct status st;
+    uint64_t writer = 0;
+    size_t len = node_describe_to(to, &writer, desc, sizeof(desc));
+
+    if (node_open(from, desc, len, &st) != ST_OK)
+        fail_msg("%s", st.msg);
+    return writer;
+}
+
 struct pair pair_open_with(enum transfer_kind kind, bool to_heap)
 {
     struct pair p = {pair_sender(kind), pair_receiver(kind, to_heap)};

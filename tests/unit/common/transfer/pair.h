@@ -29,6 +29,9 @@ struct node pair_receiver(enum transfer_kind kind, bool heap);
 /** Exchanges the descriptor; asserts that it works. */
 void pair_connect(struct node *from, struct node *to);
 
+/** Connects by a descriptor that is this writer's alone. @return its name */
+uint64_t pair_connect_as_writer(struct node *from, struct node *to);
+
 /** Asserts that 100 bytes of slab 1 go over, and nothing else. */
 void pair_check_small_put(struct node *from, struct node *to, uint64_t id);
 

@@ -64,6 +64,35 @@ static void one_kind_is_a_wall(void **state)
     planned(&with_rdma, NULL, OPT(.transport = TRANSFER_NVLINK), "cuda,self", false);
 }
 
+static const char *devices_on(struct fake_machine *m, int own_node, const char *devices)
+{
+    static struct transport_plan plan;
+    struct status st;
+
+    m->own_node = own_node;
+    assert_int_equal(make(m, NULL, NULL, OPT(.devices = devices), &plan, &st), ST_OK);
+    return plan.ucx_devices;
+}
+
+static void ports_of_the_own_numa_node_are_the_default(void **state)
+{
+    struct fake_machine m = fake_machine_good();
+
+    (void)state;
+    m.devices[0].numa_node = 0;
+    m.devices[1].numa_node = 1;
+    assert_string_equal(devices_on(&m, 0, NULL), "mlx5_0:1");
+    assert_string_equal(devices_on(&m, 1, NULL), "mlx5_1:1");
+    assert_string_equal(devices_on(&m, -1, NULL), "all");         /* on several nodes */
+    assert_string_equal(devices_on(&m, 2, NULL), "all");          /* none is near */
+    assert_string_equal(devices_on(&m, 0, "mlx5_1"), "mlx5_1:1"); /* who asks is right */
+    m.devices[1].numa_node = -1;                                  /* not known: not called far */
+    assert_string_equal(devices_on(&m, 0, NULL), "all");
+    m.devices[1].numa_node = 1;
+    m.devices[0].ports[0].attr.state = IBV_PORT_DOWN; /* the near one cannot be used */
+    assert_string_equal(devices_on(&m, 0, NULL), "all");
+}
+
 static void required_rdma_that_is_not_there_is_refused_with_the_reason(void **state)
 {
     struct fake_machine down = fake_machine_good();
@@ -226,6 +255,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(auto_takes_what_the_machine_has),
         cmocka_unit_test(one_kind_is_a_wall),
+        cmocka_unit_test(ports_of_the_own_numa_node_are_the_default),
         cmocka_unit_test(required_rdma_that_is_not_there_is_refused_with_the_reason),
         cmocka_unit_test(options_that_contradict_each_other_are_invalid),
         cmocka_unit_test(ucx_tls_that_forbids_what_is_asked_for_is_refused),

@@ -51,7 +51,8 @@ struct sender {
     bool frozen;
     bool came; /* a handoff of this connection has ended well */
     uint64_t writer, next_id;
-    int flips; /* asked for and not seen */
+    uint64_t doubted; /* the writer that its doubtful pages wait for; 0: none */
+    int flips;        /* asked for and not seen */
     struct handoff handoffs[LIVE_MAX];
     uint32_t n_doubtful, doubtful[LIVE_MAX * HANDOFF_PAGES];
 };
@@ -324,8 +325,11 @@ static void session_lost(struct storm *s, struct sender *f)
 
     if (s->kind == TRANSFER_TCP && f->came)
         assert_true(proven);
-    if (s->kind == TRANSFER_SHM)
-        assert_false(proven);
+    if (!proven && !f->frozen) { /* it has died, or hears that it is to stop */
+        node_writer_wait(&s->to, f->writer, true);
+        proven = true;
+    }
+    f->doubted = proven ? 0 : f->writer;
     for (int i = 0; i < LIVE_MAX; i++) {
         struct handoff *h = &f->handoffs[i];
 
@@ -346,9 +350,12 @@ static void session_lost(struct storm *s, struct sender *f)
     }
 }
 
-/* f says hello again: its earlier life has ended, and with it all doubt. */
+/* f connects again. What was in doubt is so until its end is proven, which needs no word of f's. */
 static void session_again(struct storm *s, struct sender *f)
 {
+    if (f->doubted != 0)
+        node_writer_wait(&s->to, f->doubted, true);
+    f->doubted = 0;
     for (uint32_t i = 0; i < f->n_doubtful; i++)
         page_free(s, f->doubtful[i]);
     f->n_doubtful = 0;
@@ -373,11 +380,21 @@ static void freeze_sender(struct storm *s, struct sender *f)
     session_lost(s, f);
 }
 
-/* Whatever it was doing fails or has long ended: it writes nothing more, and says so by hello. */
+/* Whatever it was doing fails or has long ended. Now and then it dies before it thaws. */
 static void thaw_sender(struct storm *s, struct sender *f)
 {
-    kill(f->node.pid, SIGCONT);
     f->frozen = false;
+    if (draw(s, 4) == 0) {
+        s->n_kills++;
+        node_kill(&f->node);
+        f->node = node_of(s, false);
+        f->flips = 0;
+        session_again(s, f);
+        return;
+    }
+    kill(f->node.pid, SIGCONT);
+    if (draw(s, 2) == 0 && f->doubted != 0) /* it stops because it is told to */
+        node_writer_wait(&s->to, f->doubted, true);
     node_close(&f->node);
     node_flips(&f->node, -f->flips); /* what is armed might have been used up, unseen */
     f->flips = 0;
@@ -423,6 +440,7 @@ static void restart_receiver(struct storm *s)
         node_flips(&f->node, -f->flips);
         f->flips = 0;
         f->n_doubtful = 0;
+        f->doubted = 0;
     }
     receiver_start(s);
     for (int i = 0; i < SENDERS; i++) {

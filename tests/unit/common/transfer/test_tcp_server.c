@@ -158,7 +158,7 @@ static void frames_that_point_outside_end_the_connection(void **state)
         {.slab = 0, .offset = UINT64_MAX - 3, .bytes = 8},
         {.slab = 0, .offset = 0, .bytes = UINT64_MAX},
         {.slab = 2, .offset = 0, .bytes = 8},
-        {.slab = TRANSFER_SLABS_MAX, .offset = 0, .bytes = 8},
+        {.slab = DESCRIPTOR_SLABS, .offset = 0, .bytes = 8},
         {.slab = UINT32_MAX, .offset = 0, .bytes = 8},
     };
     struct door d = door_open();
