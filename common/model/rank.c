@@ -108,6 +108,9 @@ static enum status_code open_cuda(struct rank *r, const struct model_options *op
 
     if (ordinal == -2)
         return status_set(st, ST_INVALID, "device '%s' is not cpu or cuda:N", opt->device);
+    if (r->comm != NULL)
+        return status_set(st, ST_INVALID,
+                          "a model shared by several GPUs does not run yet: take --tp-size 1");
     if ((opt->open_kernels != NULL ? opt->open_kernels : kernels_open_cuda)(&r->kernels, ordinal,
                                                                             dims, env) != 0)
         return status_set(st, ST_INVALID, "device %s: %s; --device cpu works without", opt->device,
