@@ -311,6 +311,21 @@ static void arrived(struct handoffs *h, struct request *r)
     h->events.arrived(h->events.arg, r);
 }
 
+/* All bytes are there, in host memory: the GPU gets them, and compares again. */
+static void take_in(struct handoffs *h, struct request *r)
+{
+    const struct sequence *s = &r->seq;
+    struct handoff_units units = {s->pages, s->pages, s->slot, s->slot};
+    struct handoff_list list = {0};
+    struct status st;
+
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages, s->n_pages,
+                          true, &st) != ST_OK ||
+        kv_mirror_in(h->w->mirror, &list, r->crc, &st) != ST_OK)
+        r->differs = st;
+    handoff_list_deinit(&list);
+}
+
 void handoffs_verified(struct handoffs *h, const struct msg_verified *m, struct request *requests)
 {
     struct request *r = verifying(requests, m);
@@ -324,6 +339,8 @@ void handoffs_verified(struct handoffs *h, const struct msg_verified *m, struct 
         r->differs = m->status;
     if (r->state == REQ_RECEIVING || r->n_verifying > 0)
         return; /* what differs is sent again when all is there */
+    if (r->differs.code == ST_OK && h->w->mirror != NULL)
+        take_in(h, r);
     action = receive_action(r->state, r->differs.code == ST_OK ? HE_VERIFIED : HE_DIFFERS);
     assert(action == HA_RUN || action == HA_RESEND);
     if (action == HA_RUN) {

@@ -363,6 +363,11 @@ static bool load_moe(struct loader *l, const char *prefix, int layer, bool hashe
                             QUANT_EXPERT, &w->experts[e]))
             return false;
     }
+    if (l->k != NULL && l->k->ops->experts_load != NULL &&
+        l->k->ops->experts_load(l->k, w->experts) != 0) {
+        status_set(l->st, ST_EXHAUSTED, "%s: %s", prefix, l->k->error);
+        return false;
+    }
     snprintf(name, sizeof(name), "%.200s.shared_experts", prefix);
     return load_expert_of(l, shard_has_shared(s, layer), name, QUANT_FP8, &w->shared);
 }
@@ -558,6 +563,8 @@ static void unload_layer(struct weights *w, struct layer_weights *l)
     k->ops->weight_unload(k, &l->moe.bias);
     k->ops->weight_unload(k, &l->moe.table);
     unload_expert(k, &l->moe.shared);
+    if (l->moe.experts != NULL && k->ops->experts_unload != NULL)
+        k->ops->experts_unload(k, l->moe.experts);
     for (int e = 0; l->moe.experts != NULL && e < w->n_experts; e++)
         unload_expert(k, &l->moe.experts[e]);
 }
