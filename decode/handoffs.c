@@ -319,8 +319,8 @@ static void take_in(struct handoffs *h, struct request *r)
     struct handoff_list list = {0};
     struct status st;
 
-    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages, s->n_pages,
-                          true, &st) != ST_OK ||
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages,
+                          s->n_hit_pages + n_crc(h, r), &st) != ST_OK ||
         kv_mirror_in(h->w->mirror, &list, r->crc, &st) != ST_OK)
         r->differs = st;
     handoff_list_deinit(&list);
