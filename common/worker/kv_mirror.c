@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct kv_mirror {
     struct model *model;
@@ -56,6 +57,7 @@ static enum status_code moves_init(struct moves *v, const struct kv_mirror *k,
         return status_set(st, ST_EXHAUSTED, "no memory for a list of %zu pieces", l->n_pieces);
     v->group_end = (uint32_t *)(void *)(v->pieces + l->n_pieces);
     v->crc = v->group_end + l->n_groups;
+    memset(v->group_end, 0, l->n_groups * sizeof(*v->group_end));
     for (size_t i = 0; i < l->n_pieces; i++) {
         const struct transfer_piece *p = &l->pieces[i];
         struct dev_ptr device = {k->device[p->slab] + p->local_off};
@@ -64,6 +66,9 @@ static enum status_code moves_init(struct moves *v, const struct kv_mirror *k,
         v->pieces[i] = (struct kernel_piece){in ? device : host, in ? host : device, p->bytes};
         v->group_end[p->group] = (uint32_t)i + 1;
     }
+    for (uint32_t g = 1; g < l->n_groups; g++) /* a page without bytes yet is a group, too */
+        if (v->group_end[g] == 0)
+            v->group_end[g] = v->group_end[g - 1];
     return status_ok(st);
 }
 

@@ -284,7 +284,7 @@ static size_t move_round(struct backend *b, const struct kernel_piece *pieces,
     uint32_t first = g > 0 ? group_end[g - 1] : 0, n = 0;
     size_t from = g;
 
-    for (; g < n_groups && group_end[g] - first <= MOVE_PIECES; g++) {
+    for (; g < n_groups && g - from < MOVE_PIECES && group_end[g] - first <= MOVE_PIECES; g++) {
         r.group_first[g - from] = (int32_t)n;
         n = group_end[g] - first;
     }

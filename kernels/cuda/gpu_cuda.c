@@ -1,6 +1,6 @@
 /*
- * gpu_cuda: one GPU through the CUDA runtime, which is linked into the binary and looks for the
- * driver when it is first called: a machine without one runs the binary, and is told so here.
+ * gpu_cuda: one GPU through the CUDA runtime, which looks for the driver when it is first called: a
+ * machine without one runs the binary, and is told so here.
  *
  * Memory is one range of addresses, reserved whole at open; physical memory is put under it in
  * chunks as it is taken, so that nothing moves and nothing is allocated once a worker serves. The
