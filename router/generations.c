@@ -54,6 +54,7 @@ struct generations {
     struct router_metrics *metrics;
     struct workers *workers;
     struct event *tick;
+    struct event *overdue; /* at the oldest's deadline, or before */
     struct generation *first, *last;
     struct generation *cursor; /* of a walk: stays valid whatever its callbacks end */
     size_t n;
@@ -172,6 +173,7 @@ static void leave_state(struct generation *gen, const struct status *why, const 
         gen->owner->n_queued--;
     } else {
         admission_leave(gen->owner->admission, &gen->item);
+        metric_set(gen->owner->metrics->queued, (double)admission_n(gen->owner->admission));
     }
 }
 
@@ -627,7 +629,6 @@ static void on_pump(evutil_socket_t fd, short what, void *arg)
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
     struct generations *g = arg;
-    struct generation *gen;
     uint64_t now = clock_now_us();
 
     (void)fd, (void)what;
@@ -635,8 +636,28 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         serve_queue(g, now);
     if (admission_n(g->admission) > 0)
         on_pump(-1, 0, g);
-    if (g->config.request_timeout_ms == 0)
+}
+
+static void arm_overdue(struct generations *g)
+{
+    uint64_t now = clock_now_us(), at, left;
+    struct timeval tv;
+
+    if (g->first == NULL || g->config.request_timeout_ms == 0)
         return;
+    at = g->first->deadline_us;
+    left = at > now ? at - now : 0;
+    tv = (struct timeval){(time_t)(left / 1000000), (suseconds_t)(left % 1000000)};
+    event_add(g->overdue, &tv);
+}
+
+static void on_overdue(evutil_socket_t fd, short what, void *arg)
+{
+    struct generations *g = arg;
+    struct generation *gen;
+    uint64_t now = clock_now_us();
+
+    (void)fd, (void)what;
     /* Oldest first, all with the same allowance: the first that has time left ends the walk. */
     for (g->cursor = g->first; (gen = g->cursor) != NULL && gen->deadline_us <= now;) {
         struct status st;
@@ -647,6 +668,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         tell_cancel(gen);
         fail(gen, &st);
     }
+    arm_overdue(g);
 }
 
 /* ---- public ---------------------------------------------------------------------------------- */
@@ -668,7 +690,9 @@ enum status_code generations_new(struct event_base *base, const struct generatio
     }
     g->pump = event_new(base, -1, 0, on_pump, g);
     g->tick = event_new(base, -1, EV_PERSIST, on_tick, g);
-    if (g->pump == NULL || g->tick == NULL || event_add(g->tick, &tick) != 0) {
+    g->overdue = evtimer_new(base, on_overdue, g);
+    if (g->pump == NULL || g->overdue == NULL || g->tick == NULL ||
+        event_add(g->tick, &tick) != 0) {
         generations_free(g);
         return status_set(st, ST_EXHAUSTED, "no memory for a timer");
     }
@@ -686,6 +710,8 @@ void generations_free(struct generations *g)
         event_free(g->tick);
     if (g->pump != NULL)
         event_free(g->pump);
+    if (g->overdue != NULL)
+        event_free(g->overdue);
     admission_free(g->admission);
     free(g->table);
     free(g->ends);
@@ -777,6 +803,8 @@ enum status_code generations_submit(struct generations *g, struct prompt_ids *pr
     *(g->last == NULL ? &g->first : &g->last->next) = gen;
     g->last = gen;
     g->n++;
+    if (g->n == 1)
+        arm_overdue(g);
     metric_add(g->metrics->running, 1);
     if (start_or_wait(gen, st) != ST_OK) {
         destroy(gen);
