@@ -250,15 +250,15 @@ static enum status_code handoff_round(struct bench *b, const struct kv_set *set,
                      parts[posted].set.n_groups, on_part, &parts[posted], st);
     posted -= st->code != ST_OK;
     for (uint32_t i = 0; i < posted; i++) { /* they end in their order */
-        double seconds;
-
         while (sem_wait(&b->done) != 0)
             ;
         if (st->code == ST_OK && b->result.status.code != ST_OK)
             *st = b->result.status;
-        if (st->code == ST_OK)
-            kv_node_ask(b->control, &verify, &parts[i].set, parts[i].crc, &seconds, NULL, st);
+        if (st->code == ST_OK && !kv_node_send(b->control, &verify, &parts[i].set, parts[i].crc))
+            status_set(st, ST_UNAVAILABLE, "the other process hung up");
     }
+    for (uint32_t i = 0; i < posted && st->code == ST_OK; i++)
+        kv_node_reply(b->control, NULL, NULL, st);
     f->handoff[f->n] = (double)(clock_now_ns() - from) * 1e-9;
     free(parts);
     return st->code;
