@@ -41,6 +41,12 @@ static inline bool dev_is_null(struct dev_ptr p)
     return p.addr == 0;
 }
 
+/* A copy, and what belongs to it. */
+struct kernel_piece {
+    struct dev_ptr dst, src;
+    uint64_t bytes;
+};
+
 /* Sizes of the model that shape the operations; names as in config.json, shortened as in dsv4.py.
  */
 struct kernel_dims {
@@ -191,10 +197,38 @@ struct kernel_ops {
      * transfer and tests only, never for arithmetic in the model. */
     void *(*dev_host)(struct kernels *k, struct dev_ptr p);
 
+    /* Where dev_host() gives nothing, else NULL: makes host memory, page-aligned, reachable for
+     * dev_move(), at its own address. Returns 0, or -1 with k->error set. */
+    int (*dev_share)(struct kernels *k, void *host, size_t bytes);
+    void (*dev_unshare)(struct kernels *k, void *host);
+    /* Copies n pieces, each of its ends memory of the device or shared by the host, and computes
+     * the CRC32C of groups of them on the device side: piece ends of group g at group_end[g], its
+     * bytes read from src, or after the copy from dst (crc_of_dst). Waits. crc [n_groups]. Returns
+     * 0, or -1 with k->error set. */
+    int (*dev_move)(struct kernels *k, const struct kernel_piece *pieces, size_t n,
+                    const uint32_t *group_end, size_t n_groups, bool crc_of_dst, uint32_t *crc);
+
     /* Makes a weight usable by the operations below: copies, repacks or borrows src->data (borrowed
      * bytes must outlive the kernels). Returns 0, or -1 with k->error set (out of memory). */
     int (*weight_load)(struct kernels *k, const struct weight_src *src, struct weight *out);
     void (*weight_unload)(struct kernels *k, struct weight *w);
+    /* Between weight_load() of a layer's experts and their first moe(), where the backend has this
+     * (NULL: nothing to do). experts: as in moe(). Returns 0, or -1 with k->error set. */
+    int (*experts_load)(struct kernels *k, const struct expert_weights *experts);
+    void (*experts_unload)(struct kernels *k, const struct expert_weights *experts);
+
+    /* -- recordings: NULL where calls are not worth it -- */
+
+    /* Operations from record() to recorded() are kept instead of run; replay() runs them, with the
+     * same arguments and whatever lies at their addresses then. Nothing of "memory and order" may
+     * be called between. recorded() returns NULL with k->error set when there is no memory. */
+    void (*record)(struct kernels *k);
+    void *(*recorded)(struct kernels *k);
+    void (*replay)(struct kernels *k, void *recording);
+    void (*forget)(struct kernels *k, void *recording);
+
+    /* By kernels_close(). */
+    void (*close)(struct kernels *k);
 
     /* -- dense -- */
 
@@ -352,6 +386,15 @@ enum cpu_isa kernels_cpu_best(void);
  */
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
                      const struct kernel_env *env);
+
+/**
+ * Opens the CUDA backend on a GPU, the n-th that the driver shows.
+ * @return 0; -1 with k->error saying why not: a build without nvcc, no driver, no such GPU, one
+ *         that is too old, too little memory, a model that its kernels do not take
+ */
+int kernels_open_cuda(struct kernels *k, int ordinal, const struct kernel_dims *dims,
+                      const struct kernel_env *env);
+
 void kernels_close(struct kernels *k);
 
 #endif

@@ -178,8 +178,9 @@ static void on_resend(struct prefill_loop *l, struct prefill_peer *peer, uint64_
               peer->name, h->n_pages - h->n_present);
     handoff_enter(h, HANDOFF_FLUSHING, "checksum mismatch at the peer");
     h->n_resends++;
-    h->n_pages_sent = h->n_present;
-    if (kv_sender_post(h, l->w->geometry, h->n_pages, true, l->w->engine, &st) != ST_OK)
+    h->n_groups_sent = h->n_present;
+    if (kv_sender_post(h, l->w->geometry, h->n_pages, true, l->w->mirror, l->w->engine, &st) !=
+        ST_OK)
         stop(l, h, &st);
 }
 
@@ -346,7 +347,7 @@ static void on_stepped(void *arg, struct sequence *s)
         handoff_enter(h, HANDOFF_FLUSHING, "prompt computed");
     }
     if (kv_sender_post(h, l->w->geometry, last ? h->n_pages : s->n_computed / KV_PAGE_TOKENS, last,
-                       l->w->engine, &st) != ST_OK)
+                       l->w->mirror, l->w->engine, &st) != ST_OK)
         stop(l, h, &st);
 }
 

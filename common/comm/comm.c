@@ -28,6 +28,11 @@ void comm_attach(struct comm *c)
     c->ops->attach(c);
 }
 
+void comm_beat(struct comm *c)
+{
+    c->ops->beat(c);
+}
+
 void comm_fail(struct comm *c, const char *reason)
 {
     c->ops->fail(c, reason);

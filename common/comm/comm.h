@@ -13,9 +13,10 @@
  *           every collective of every rank returns at once, its output undefined; comm_check()
  *           tells the reason. A group that failed stays so.
  * Watchdog  a rank that has not come to a collective where another waits, within the timeout, fails
- *           the group and is named. cpu: the time counts while the missing rank's thread burns no
- *           CPU (stopped, blocked, ended); one that computes has sixty times as long, because a
- *           reference kernel may take minutes for one operation.
+ *           the group and is named. cpu: the time begins again while its thread burns CPU and its
+ *           heart beats (comm_beat(), between operations); so one that is stopped, blocked or ended
+ *           is lost, and so is one that runs in circles. The slow reference kernels, which may take
+ *           minutes for one operation, have a longer time between beats (beat_ms).
  * Order     all ranks call the same collectives with the same sizes in the same order; a mismatch
  *           that is seen (cpu) fails the group.
  * Threads   each handle: one thread, the rank's. comm_fail() and comm_check(): any.
@@ -39,6 +40,8 @@ enum comm_type { COMM_BF16, COMM_F32 };
 struct comm_options {
     int n_ranks;
     int timeout_ms; /* 0: COMM_TIMEOUT_MS */
+    int init_ms;    /* nccl: how long the ranks may take to meet; 0: COMM_NCCL_INIT_MS */
+    int beat_ms;    /* cpu: how long a rank that computes may take for one beat; 0: timeout_ms */
     /* Called once, by the thread that found the group failed, without locks; may end the process.
      * NULL: nobody. */
     void (*on_failure)(void *arg, const char *reason);
@@ -61,6 +64,9 @@ const char *comm_name(const struct comm *c); /* "cpu", "nccl" */
 
 /** Says that the calling thread is the rank's from now on: the one the watchdog looks at. */
 void comm_attach(struct comm *c);
+
+/** The rank's thread gets on: for the watchdog. Any thread of the rank's, as often as it likes. */
+void comm_beat(struct comm *c);
 
 /** Fails the group with a reason; the first one stays. */
 void comm_fail(struct comm *c, const char *reason);

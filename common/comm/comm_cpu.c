@@ -5,6 +5,7 @@
  * nobody's buffer changes while it is read. One mutex guards the group; nobody computes under it.
  */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +15,8 @@
 #include "common/comm/comm_internal.h"
 
 enum {
-    LOOK_MS = 100,   /* how often one who waits looks at the missing */
-    BUSY_TIMES = 60, /* a rank that computes may take that many timeouts */
-    SUM_BLOCK = 256  /* elements added at once */
+    LOOK_MS = 100,  /* how often one who waits looks at the missing */
+    SUM_BLOCK = 256 /* elements added at once */
 };
 
 enum collective { BARRIER, ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL };
@@ -34,16 +34,18 @@ struct seat {
     size_t rows, bytes; /* must be everyone's */
     uint8_t *in;
     bool attached;
-    clockid_t clock;     /* CPU time of its thread */
-    int64_t burnt_ns;    /* as last seen */
-    uint64_t changed_us; /* when that was seen to move */
+    clockid_t clock;              /* CPU time of its thread */
+    int64_t burnt_ns;             /* as last seen */
+    uint64_t changed_us;          /* when that was seen to move */
+    _Atomic uint64_t beats;       /* without the mutex; relaxed: only whether it moves counts */
+    uint64_t beats_seen, beat_us; /* as last seen, and when that was seen to move */
 };
 
 struct group {
     pthread_mutex_t mutex; /* everything below; held for a few lines, never while another is */
     pthread_cond_t moved;  /* a meeting is complete, or the group has failed */
     int n_ranks, n_handles;
-    uint64_t timeout_us;
+    uint64_t timeout_us, beat_us;
     void (*on_failure)(void *arg, const char *reason);
     void *arg;
     uint64_t n_met;    /* complete meetings */
@@ -99,6 +101,7 @@ static bool is_lost(struct group *g, int r, int me, uint64_t since_us, uint64_t 
                     size_t why_len)
 {
     struct seat *s = &g->seats[r];
+    uint64_t beats = atomic_load_explicit(&s->beats, memory_order_relaxed);
     struct timespec burnt;
     int64_t ns = -1;
     uint64_t still_us;
@@ -111,17 +114,21 @@ static bool is_lost(struct group *g, int r, int me, uint64_t since_us, uint64_t 
     }
     if (s->attached)
         ns = (int64_t)burnt.tv_sec * 1000000000 + burnt.tv_nsec;
-    if (ns != s->burnt_ns || s->changed_us < since_us) {
-        s->changed_us = ns != s->burnt_ns ? now_us : since_us;
-        s->burnt_ns = ns;
-    }
+    if (s->changed_us < since_us) /* the first look of this wait: both clocks begin */
+        s->changed_us = s->beat_us = now_us;
+    if (ns != s->burnt_ns)
+        s->changed_us = now_us;
+    if (beats != s->beats_seen)
+        s->beat_us = now_us;
+    s->burnt_ns = ns;
+    s->beats_seen = beats;
     still_us = now_us - s->changed_us;
-    if (still_us < g->timeout_us && now_us - since_us < BUSY_TIMES * g->timeout_us)
+    if (still_us < g->timeout_us && now_us - s->beat_us < g->beat_us)
         return false;
     snprintf(why, why_len, "rank %d hangs: rank %d waits for it in %s %llu since %.1f s%s", r, me,
              collective_names[g->seats[me].what], (unsigned long long)g->n_met,
              (double)(now_us - since_us) / 1e6,
-             still_us < g->timeout_us ? ", it computes" : ", it does nothing");
+             still_us < g->timeout_us ? ", it computes without getting on" : ", it does nothing");
     return true;
 }
 
@@ -360,6 +367,13 @@ static void cpu_attach(struct comm *c)
     pthread_mutex_unlock(&g->mutex);
 }
 
+static void cpu_beat(struct comm *c)
+{
+    struct group *g = c->self;
+
+    atomic_fetch_add_explicit(&g->seats[c->rank].beats, 1, memory_order_relaxed);
+}
+
 static void free_group(struct group *g)
 {
     pthread_cond_destroy(&g->moved);
@@ -384,6 +398,7 @@ static const struct comm_ops cpu_ops = {
     .name = "cpu",
     .free = cpu_free,
     .attach = cpu_attach,
+    .beat = cpu_beat,
     .fail = cpu_fail,
     .check = cpu_check,
     .barrier = cpu_barrier,
@@ -407,6 +422,7 @@ static struct group *new_group(const struct comm_options *opt)
     pthread_condattr_destroy(&attr);
     g->n_ranks = opt->n_ranks;
     g->timeout_us = 1000 * (uint64_t)(opt->timeout_ms > 0 ? opt->timeout_ms : COMM_TIMEOUT_MS);
+    g->beat_us = opt->beat_ms > 0 ? 1000 * (uint64_t)opt->beat_ms : g->timeout_us;
     g->on_failure = opt->on_failure;
     g->arg = opt->arg;
     return g;

@@ -9,6 +9,7 @@ struct comm_ops {
     const char *name;
     void (*free)(struct comm *c);
     void (*attach)(struct comm *c);
+    void (*beat)(struct comm *c);
     void (*fail)(struct comm *c, const char *reason);
     enum status_code (*check)(struct comm *c, struct status *st);
     void (*barrier)(struct comm *c);

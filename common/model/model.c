@@ -12,6 +12,10 @@
 #include "common/model/team.h"
 #include "common/model/weights.h"
 
+/* How long one operation of the reference kernels may take on a large model; those of the others
+ * take a fraction of a second. */
+enum { REF_BEAT_MS = 480000 };
+
 /* The step at which a test's rank stops for good. */
 enum { STALL_STEP = 3 };
 
@@ -52,7 +56,9 @@ static int threads_of_rank(const struct model *m, const struct model_options *op
 static enum status_code open_group(struct model *m, const struct model_options *opt,
                                    struct status *st)
 {
+    bool slow = opt->cpu_isa != NULL && strcmp(opt->cpu_isa, "ref") == 0;
     struct comm_options group = {.n_ranks = m->n_ranks,
+                                 .beat_ms = slow ? REF_BEAT_MS : 0,
                                  .on_failure = opt->on_group_failure,
                                  .arg = opt->on_group_failure_arg};
 
@@ -234,6 +240,23 @@ void model_kv_free(struct model *m, struct kv_memory *kv)
     m->ranks[0].kernels.ops->dev_free(&m->ranks[0].kernels, kv->pages);
     m->ranks[0].kernels.ops->dev_free(&m->ranks[0].kernels, kv->slots);
     *kv = (struct kv_memory){0};
+}
+
+enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
+                              struct status *st)
+{
+    int most = max_seqs < m->max_seqs ? max_seqs : m->max_seqs;
+
+    most = most < m->max_logit_rows ? most : m->max_logit_rows;
+    status_ok(st);
+    for (int i = 0; i < m->n_ranks && st->code == ST_OK; i++)
+        rank_record(&m->ranks[i], kv, most, st);
+    return st->code;
+}
+
+bool model_kv_is_host(const struct model *m)
+{
+    return m->ranks[0].kernels.ops->dev_share == NULL;
 }
 
 void *model_host_address(struct model *m, struct dev_ptr p)
@@ -470,4 +493,29 @@ enum status_code model_debug_layer(struct model *m, const struct kv_memory *kv, 
 enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, struct status *st)
 {
     return read_streams(m, mtp ? m->ranks[0].ws.mtp_streams : m->ranks[0].ws.streams, out, st);
+}
+
+enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_share(k, host, bytes) != 0)
+        return status_set(st, ST_EXHAUSTED, "%s", k->error);
+    return status_ok(st);
+}
+
+void model_memory_unshare(struct model *m, void *host)
+{
+    m->ranks[0].kernels.ops->dev_unshare(&m->ranks[0].kernels, host);
+}
+
+enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                   const uint32_t *group_end, size_t n_groups, bool to_device,
+                                   uint32_t *crc, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_move(k, pieces, n, group_end, n_groups, to_device, crc) != 0)
+        return status_set(st, ST_INTERNAL, "device: %s", k->error);
+    return status_ok(st);
 }

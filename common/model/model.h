@@ -24,7 +24,7 @@ struct model;
 
 struct model_options {
     const char *path;     /* checkpoint directory */
-    const char *device;   /* "cpu"; later "cuda:0" */
+    const char *device;   /* "cpu", "cuda:0" */
     const char *cpu_isa;  /* "auto", "ref", "avx2", "avx512": the highest level used */
     int n_threads;        /* 0: one per CPU */
     int max_batch_tokens; /* rows of one forward, at most */
@@ -40,6 +40,9 @@ struct model_options {
     void (*on_group_failure)(void *arg, const char *reason);
     void *on_group_failure_arg;
     int inject_stall_rank; /* tests: this rank (> 0) stops for good at its third step */
+    /* Tests: opens the backend instead of what device says; as kernels_open_cuda(). */
+    int (*open_kernels)(struct kernels *k, int ordinal, const struct kernel_dims *dims,
+                        const struct kernel_env *env);
 };
 
 /** @return ST_OK; ST_INVALID or ST_CORRUPT naming file, tensor, found and expected; ST_EXHAUSTED */
@@ -96,6 +99,18 @@ struct kv_memory {
 enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_slots,
                                 struct kv_memory *out, struct status *st);
 void model_kv_free(struct model *m, struct kv_memory *kv);
+
+/**
+ * Keeps the launches of steps of 1 .. max_seqs sequences with one token each, so that such a step
+ * costs one call instead of hundreds (CUDA graphs); the bits are the same. Nothing where the
+ * backend's calls cost nothing. kv: that of every later step.
+ * @return ST_OK; ST_EXHAUSTED with what the device said
+ */
+enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
+                              struct status *st);
+
+/** Whether the KV may be any host memory (CPU); else it is model_kv_alloc()'s. */
+bool model_kv_is_host(const struct model *m);
 
 /** Host address of device memory that this process can read and write, or NULL (GPU). */
 void *model_host_address(struct model *m, struct dev_ptr p);
@@ -154,6 +169,18 @@ bool model_has_mtp(const struct model *m);
 /** Zeroed device memory of the model's backend, or null; freed with model_memory_free(). */
 struct dev_ptr model_memory_alloc(struct model *m, size_t bytes);
 void model_memory_free(struct model *m, struct dev_ptr p);
+
+/** Makes page-aligned host memory one that model_memory_move() reaches; where model_host_address()
+ * gives NULL. @return ST_OK; ST_EXHAUSTED with what the device said */
+enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st);
+void model_memory_unshare(struct model *m, void *host);
+
+/** Copies pieces between device memory and such host memory, with checksums of the device's side of
+ * their groups: see dev_move of kernels.h. @param crc  out, [n_groups]
+ * @return ST_OK; ST_INTERNAL */
+enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                   const uint32_t *group_end, size_t n_groups, bool to_device,
+                                   uint32_t *crc, struct status *st);
 
 /** Copies device memory in the order of the forwards; ranges do not overlap. */
 void model_memory_copy(struct model *m, struct dev_ptr dst, struct dev_ptr src, size_t bytes);

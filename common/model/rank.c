@@ -6,14 +6,19 @@
 
 /* ---- opening ---- */
 
-static void run_pool(void *pool, void (*fn)(void *arg, int part, int n_parts), void *arg)
+/* Operations run through here: each is a beat of the rank's heart. */
+static void run_pool(void *rank, void (*fn)(void *arg, int part, int n_parts), void *arg)
 {
-    pool_run(pool, fn, arg);
+    struct rank *r = rank;
+
+    if (r->comm != NULL)
+        comm_beat(r->comm);
+    pool_run(r->pool, fn, arg);
 }
 
-static int node_of(void *pool, int part)
+static int node_of(void *rank, int part)
 {
-    return pool_node(pool, part);
+    return pool_node(((struct rank *)rank)->pool, part);
 }
 
 static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct status *st)
@@ -64,26 +69,72 @@ static struct kernel_dims dims_of(const struct model_config *c, const struct sha
     };
 }
 
+/* @return the GPU's number, -1: the CPU, -2: neither */
+static int ordinal_of(const char *device)
+{
+    char *end;
+    long n;
+
+    if (device == NULL || strcmp(device, "cpu") == 0)
+        return -1;
+    if (strncmp(device, "cuda", 4) != 0)
+        return -2;
+    if (device[4] == '\0')
+        return 0;
+    if (device[4] != ':' || device[5] < '0' || device[5] > '9')
+        return -2;
+    n = strtol(device + 5, &end, 10);
+    return *end == '\0' && n <= 1023 ? (int)n : -2;
+}
+
+static enum status_code open_cpu(struct rank *r, const struct model_options *opt,
+                                 const struct kernel_dims *dims, const struct kernel_env *env,
+                                 struct status *st)
+{
+    enum cpu_isa isa;
+
+    if (pick_isa(opt->cpu_isa, &isa, st) != ST_OK)
+        return st->code;
+    if (kernels_open_cpu(&r->kernels, isa, dims, env) != 0)
+        return status_set(st, ST_INVALID, "cpu backend: %s", r->kernels.error);
+    return status_ok(st);
+}
+
+static enum status_code open_cuda(struct rank *r, const struct model_options *opt,
+                                  const struct kernel_dims *dims, const struct kernel_env *env,
+                                  struct status *st)
+{
+    int ordinal = ordinal_of(opt->device);
+
+    if (ordinal == -2)
+        return status_set(st, ST_INVALID, "device '%s' is not cpu or cuda:N", opt->device);
+    if (r->comm != NULL)
+        return status_set(st, ST_INVALID,
+                          "a model shared by several GPUs does not run yet: take --tp-size 1");
+    if ((opt->open_kernels != NULL ? opt->open_kernels : kernels_open_cuda)(&r->kernels, ordinal,
+                                                                            dims, env) != 0)
+        return status_set(st, ST_INVALID, "device %s: %s; --device cpu works without", opt->device,
+                          r->kernels.error);
+    return status_ok(st);
+}
+
 static enum status_code open_kernels(struct rank *r, const struct model_options *opt, int n_threads,
                                      struct status *st)
 {
     struct kernel_dims dims = dims_of(r->config, &r->shard, opt);
+    bool cpu = ordinal_of(opt->device) == -1 && opt->open_kernels == NULL;
     struct kernel_env env;
-    enum cpu_isa isa;
 
-    if (opt->device != NULL && strcmp(opt->device, "cpu") != 0)
-        return status_set(st, ST_INVALID, "device '%s': this build has cpu", opt->device);
-    if (pick_isa(opt->cpu_isa, &isa, st) != ST_OK ||
-        pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
+    if (pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
         return st->code;
     env = (struct kernel_env){.parallel = run_pool,
-                              .pool = r->pool,
+                              .pool = r,
                               .n_threads = pool_threads(r->pool),
                               .n_nodes = pool_nodes(r->pool),
                               .node_of = node_of,
                               .as_mapped = opt->no_repack};
-    if (kernels_open_cpu(&r->kernels, isa, &dims, &env) != 0)
-        return status_set(st, ST_INVALID, "cpu backend: %s", r->kernels.error);
+    if ((cpu ? open_cpu : open_cuda)(r, opt, &dims, &env, st) != ST_OK)
+        return st->code;
     r->kernels_open = true;
     if (r->comm != NULL && (r->kernels.ops->moe_parts == NULL || r->kernels.ops->moe_sum == NULL))
         return status_set(st, ST_INVALID, "%s runs on one rank only: take --tp-size 1",
@@ -116,8 +167,20 @@ enum status_code rank_open(struct rank *r, const struct model_options *opt, int 
     return status_ok(st);
 }
 
+static void forget(struct rank *r, void **recordings)
+{
+    for (int i = 0; recordings != NULL && i < r->n_recordings; i++)
+        if (recordings[i] != NULL)
+            r->kernels.ops->forget(&r->kernels, recordings[i]);
+    free(recordings);
+}
+
 void rank_close(struct rank *r)
 {
+    if (r->kernels_open) {
+        forget(r, r->forwards);
+        forget(r, r->mtps);
+    }
     if (r->kernels_open)
         workspace_deinit(&r->ws, &r->kernels);
     weights_free(r->weights);
@@ -191,10 +254,13 @@ static int upload_logit_rows(struct rank *r, const struct model_span *spans, int
     return count;
 }
 
-static struct kernel_batch upload(struct rank *r, const struct model_span *spans, int n)
+/* A batch of n sequences as the kernels see it. */
+static struct kernel_batch batch_of(const struct rank *r, int n_rows, int n)
 {
-    struct workspace *ws = &r->ws;
-    struct kernel_batch b = {
+    const struct workspace *ws = &r->ws;
+
+    return (struct kernel_batch){
+        .n_rows = n_rows,
         .n_seqs = n,
         .row_seq = ws->row_seq,
         .row_pos = ws->row_pos,
@@ -205,15 +271,21 @@ static struct kernel_batch upload(struct rank *r, const struct model_span *spans
         .block_table = ws->block_table,
         .table_stride = ws->table_stride,
     };
+}
+
+static struct kernel_batch upload(struct rank *r, const struct model_span *spans, int n)
+{
+    const struct workspace *ws = &r->ws;
+    int n_rows = 0;
 
     for (int s = 0; s < n; s++)
-        b.n_rows += spans[s].n_tokens;
+        n_rows += spans[s].n_tokens;
     upload_rows(r, spans, n, 0, ws->row_seq);
     upload_rows(r, spans, n, 1, ws->row_pos);
     upload_rows(r, spans, n, 2, ws->tokens);
     upload_sequences(r, spans, n);
     r->n_logits = upload_logit_rows(r, spans, n);
-    return b;
+    return batch_of(r, n_rows, n);
 }
 
 static struct forward forward_of(struct rank *r, const struct kv_memory *kv)
@@ -245,30 +317,58 @@ static void finish(struct rank *r)
     comm_fail(r->comm, why);
 }
 
-void rank_forward(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
-                  int n_spans)
+static void run_main(struct rank *r, struct forward *f)
 {
-    struct forward f;
-
-    r->last = upload(r, spans, n_spans);
-    f = forward_of(r, kv);
-    forward_main(&f);
+    forward_main(f);
     if (r->n_logits > 0)
-        forward_head(&f, &r->weights->top, r->ws.streams, r->n_logits);
+        forward_head(f, &r->weights->top, r->ws.streams, r->n_logits);
+}
+
+/* The block over the rows of r->last, whose streams are in place. */
+static void run_block(struct rank *r, struct forward *f)
+{
+    forward_mtp(f, 0);
+    if (r->n_logits > 0)
+        forward_head(f, &r->weights->mtp[0].head, r->ws.mtp_streams, r->n_logits);
+}
+
+/* The recording of the present step, or NULL. */
+static void *recording_of(const struct rank *r, void **recordings, const struct kv_memory *kv)
+{
+    int n = r->last.n_rows;
+
+    if (recordings == NULL || n > r->n_recordings || r->last.n_seqs != n || r->n_logits != n ||
+        kv->pages.addr != r->recorded_kv.pages.addr || kv->slots.addr != r->recorded_kv.slots.addr)
+        return NULL;
+    return recordings[n - 1];
+}
+
+static void run(struct rank *r, const struct kv_memory *kv, void **recordings,
+                void (*step)(struct rank *, struct forward *))
+{
+    void *recording = recording_of(r, recordings, kv);
+    struct forward f = forward_of(r, kv);
+
+    if (recording != NULL)
+        r->kernels.ops->replay(&r->kernels, recording);
+    else
+        step(r, &f);
     finish(r);
 }
 
-/* The block over the rows of r->last, whose streams are in place; logits of the rows in staging. */
+void rank_forward(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
+                  int n_spans)
+{
+    r->last = upload(r, spans, n_spans);
+    run(r, kv, r->forwards, run_main);
+}
+
+/* Logits of the rows in staging. */
 static void run_mtp(struct rank *r, const struct kv_memory *kv, int n_logits)
 {
-    struct forward f = forward_of(r, kv);
-
     write_ints(r, r->ws.logit_rows, n_logits);
     r->n_logits = n_logits;
-    forward_mtp(&f, 0);
-    if (n_logits > 0)
-        forward_head(&f, &r->weights->mtp[0].head, r->ws.mtp_streams, n_logits);
-    finish(r);
+    run(r, kv, r->mtps, run_block);
 }
 
 void rank_mtp(struct rank *r, const struct kv_memory *kv, const int32_t *next_tokens,
@@ -309,4 +409,45 @@ void rank_layer(struct rank *r, const struct kv_memory *kv, int layer,
                                   (size_t)r->config->hidden_size * sizeof(*in));
     forward_layer(&f, &r->weights->layers[layer], layer, r->ws.streams);
     finish(r);
+}
+
+/* ---- recording ---- */
+
+static enum status_code record(struct rank *r, const struct kv_memory *kv, int n,
+                               void (*step)(struct rank *, struct forward *), void **out,
+                               struct status *st)
+{
+    struct kernels *k = &r->kernels;
+    struct forward f;
+
+    r->last = batch_of(r, n, n);
+    r->n_logits = n;
+    f = forward_of(r, kv);
+    k->ops->record(k);
+    step(r, &f);
+    *out = k->ops->recorded(k);
+    if (*out == NULL)
+        return status_set(st, ST_EXHAUSTED, "cannot keep the launches of a step of %d: %s", n,
+                          k->error);
+    return status_ok(st);
+}
+
+enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs,
+                             struct status *st)
+{
+    bool mtp = r->weights->n_mtp > 0;
+
+    if (r->kernels.ops->record == NULL || max_seqs < 1 || r->comm != NULL)
+        return status_ok(st);
+    r->forwards = calloc((size_t)max_seqs, sizeof(*r->forwards));
+    r->mtps = calloc((size_t)max_seqs, sizeof(*r->mtps));
+    if (r->forwards == NULL || r->mtps == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for recordings");
+    r->n_recordings = max_seqs;
+    r->recorded_kv = *kv;
+    for (int n = 1; n <= max_seqs; n++)
+        if (record(r, kv, n, run_main, &r->forwards[n - 1], st) != ST_OK ||
+            (mtp && record(r, kv, n, run_block, &r->mtps[n - 1], st) != ST_OK))
+            return st->code;
+    return status_ok(st);
 }

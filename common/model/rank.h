@@ -32,6 +32,10 @@ struct rank {
     int32_t *staging;         /* [staging_len()]: the batch before it goes to the device */
     int n_logits;             /* of the last forward */
     struct kernel_batch last; /* its batch, for rank_mtp() */
+    /* Recordings of steps of i + 1 sequences with one row each; NULL: none. */
+    void **forwards, **mtps;
+    int n_recordings;
+    struct kv_memory recorded_kv; /* what they work on */
 };
 
 /**
@@ -52,6 +56,10 @@ void rank_mtp_next(struct rank *r, const struct kv_memory *kv, const struct mode
                    const int32_t *from, int n);
 void rank_layer(struct rank *r, const struct kv_memory *kv, int layer,
                 const struct model_span *span, const uint16_t *in);
+
+/** As model_record(). */
+enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs,
+                             struct status *st);
 
 /** How many rows of logits a span gives. */
 int rank_logit_rows(const struct model_span *s);

@@ -34,6 +34,7 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         .kv_transport = "auto",
         .kv_require = "none",
         .tp_size = 1,
+        .cuda_graph_max_bs = 32,
         .max_running_requests = 64,
         .chunked_prefill_size = 2048,
         .schedule_policy = "fcfs",
@@ -51,7 +52,10 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         {"port", FLAG_INT, &o->port, 1, 65535, .arg = "PORT", .help = "gRPC port"},
         {"admin-port", FLAG_INT, &o->admin_port, 0, 65535, .arg = "PORT",
          .help = "HTTP port of /health, /ready and /metrics; 0: port + 1000"},
-        {"device", FLAG_CHOICE, &o->device, .choices = "cpu", .help = "where the model runs"},
+        {"device", FLAG_STRING, &o->device, .arg = "cpu|cuda:N", .help = "where the model runs"},
+        {"cuda-graph-max-bs", FLAG_INT, &o->cuda_graph_max_bs, 0, 512, .arg = "N",
+         .help =
+             "GPU: decode steps of up to N sequences are recorded at start and cost one launch"},
         {"cpu-isa", FLAG_CHOICE, &o->cpu_isa, .choices = "auto|ref|avx2|avx512",
          .help = "highest instruction set used; ref is the exact, slow reference"},
         {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
@@ -306,6 +310,23 @@ static enum status_code open_model(struct worker *w, struct status *st)
     return model_open(&m, &w->model, st);
 }
 
+/* The KV of a GPU, and the host's memory, so far taken for it, as its mirror. */
+static enum status_code open_device_kv(struct worker *w, struct status *st)
+{
+    void *host[2] = {[HANDOFF_SLAB_PAGES] = (void *)(uintptr_t)w->kv.pages.addr,
+                     [HANDOFF_SLAB_SLOTS] = (void *)(uintptr_t)w->kv.slots.addr};
+    size_t bytes[2] = {[HANDOFF_SLAB_PAGES] = w->kv.n_pages * w->geometry->page_bytes,
+                       [HANDOFF_SLAB_SLOTS] = w->kv.n_slots * w->geometry->slot_bytes};
+
+    if (model_kv_alloc(w->model, w->kv.n_pages, w->kv.n_slots, &w->kv, st) != ST_OK)
+        return status_wrap(st, "lower --max-total-tokens or --max-running-requests");
+    if (kv_mirror_new(w->model, &w->kv, host, bytes, &w->mirror, st) != ST_OK)
+        return st->code;
+    log_info("KV travels through host memory: %.1f MiB of it mirror the GPU's",
+             (double)(bytes[0] + bytes[1]) / (1 << 20));
+    return model_record(w->model, &w->kv, (int)w->opt.cuda_graph_max_bs, st);
+}
+
 /* KV memory that every transport can reach; the CPU backend takes any host memory. */
 static enum status_code open_kv(struct worker *w, struct status *st)
 {
@@ -330,6 +351,8 @@ static enum status_code open_kv(struct worker *w, struct status *st)
         .n_pages = n_pages,
         .n_slots = n_slots,
     };
+    if (!model_kv_is_host(w->model) && open_device_kv(w, st) != ST_OK)
+        return st->code;
     if (slab_new("KV page", n_pages, &w->pages, st) != ST_OK ||
         slab_new("state slot", n_slots, &w->slots, st) != ST_OK)
         return st->code;
@@ -522,6 +545,9 @@ void worker_close(struct worker *w)
         rpc_stop(w->rpc);
     publisher_stop(w->publisher);
     step_trace_close(w->trace);
+    kv_mirror_free(w->mirror); /* before the slabs it mirrors to */
+    if (w->mirror != NULL)
+        model_kv_free(w->model, &w->kv);
     if (w->transfer != NULL)
         transfer_stop(w->transfer);
     model_free(w->model);

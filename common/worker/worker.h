@@ -24,6 +24,7 @@
 #include "common/model/model.h"
 #include "common/rpc/rpc.h"
 #include "common/transfer/transfer.h"
+#include "common/worker/kv_mirror.h"
 #include "common/worker/memory_plan.h"
 #include "common/worker/publisher.h"
 
@@ -38,6 +39,7 @@ struct worker_options {
     const char *tls_ca, *tls_cert, *tls_key; /* NULL: plain gRPC */
     int64_t port, admin_port;                /* admin_port 0: port + WORKER_ADMIN_PORT_OFFSET */
     int64_t threads;                         /* 0: one per CPU */
+    int64_t cuda_graph_max_bs;               /* sequences of a step that is recorded; 0: none */
     int64_t tp_size;                         /* ranks that share the model */
     int64_t context_length;                  /* 0: what the model and the pool allow */
     int64_t max_total_tokens; /* size of the page pool; 0: by the memory, or a default */
@@ -68,6 +70,7 @@ struct worker {
     struct model *model;
     const struct kv_geometry *geometry;
     struct kv_memory kv;
+    struct kv_mirror *mirror; /* NULL: transports reach the KV itself */
     struct slab *pages, *slots;
     struct memory_plan memory;
     struct step_trace *trace; /* NULL: none is written now */

@@ -32,7 +32,7 @@ struct list {
 };
 
 struct engine_bench {
-    const char *model_path, *cpu_isa, *svg;
+    const char *model_path, *device, *cpu_isa, *svg;
     int64_t threads, footprint_mb, chunk;
     double seconds;
     bool json, load, no_repack;
@@ -112,15 +112,15 @@ static enum status_code fill_kv(struct bench_model *m, struct status *st)
 {
     const struct kv_geometry *g = model_get_geometry(m->model);
     uint32_t n_seed = SEED_TOKENS / KV_PAGE_TOKENS;
-    uint8_t *pages = model_host_address(m->model, m->kv.pages);
-    uint8_t *slots = model_host_address(m->model, m->kv.slots);
 
     if (prefill(m, SEED_TOKENS, st) != ST_OK)
         return st->code;
     for (uint32_t i = n_seed; i < m->kv.n_pages; i++)
-        memcpy(pages + i * g->page_bytes, pages + i % n_seed * g->page_bytes, g->page_bytes);
+        model_memory_copy(m->model, dev_at(m->kv.pages, i * g->page_bytes),
+                          dev_at(m->kv.pages, i % n_seed * g->page_bytes), g->page_bytes);
     for (uint32_t i = 1; i < m->kv.n_slots; i++)
-        memcpy(slots + i * g->slot_bytes, slots, g->slot_bytes);
+        model_memory_copy(m->model, dev_at(m->kv.slots, i * g->slot_bytes), m->kv.slots,
+                          g->slot_bytes);
     return st->code;
 }
 
@@ -234,7 +234,7 @@ static struct model_options options_of(const struct engine_bench *b, int threads
     int n_tokens = most(b->prefill.most, SEED_TOKENS);
 
     return (struct model_options){.path = b->model_path,
-                                  .device = "cpu",
+                                  .device = b->device,
                                   .cpu_isa = b->cpu_isa,
                                   .n_threads = threads,
                                   .no_repack = b->no_repack,
@@ -339,7 +339,8 @@ static enum status_code run_all(struct engine_bench *b, struct status *st)
 
 int cmd_bench_engine(int argc, char **argv)
 {
-    struct engine_bench b = {.cpu_isa = "auto", .footprint_mb = 1024, .chunk = 2048, .seconds = 2};
+    struct engine_bench b = {
+        .device = "cpu", .cpu_isa = "auto", .footprint_mb = 1024, .chunk = 2048, .seconds = 2};
     const char *batch = "1,4,16", *context = "1024,32768", *lengths = "512,2048";
     const struct flag flags[] = {
         {"model-path", FLAG_STRING, &b.model_path, .arg = "DIR", .help = "checkpoint directory"},
@@ -350,6 +351,8 @@ int cmd_bench_engine(int argc, char **argv)
          .help = "tokens of a prompt; \"\" for none"},
         {"chunk-size", FLAG_INT, &b.chunk, 64, 65536, .arg = "N",
          .help = "tokens of one forward in prefill"},
+        {"device", FLAG_STRING, &b.device, .arg = "cpu|cuda:N",
+         .help = "where it runs; shares of limits are of the CPU's in any case"},
         {"cpu-isa", FLAG_CHOICE, &b.cpu_isa, .choices = "auto|avx2|avx512",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &b.threads, 0, 1024, .arg = "N",

@@ -21,7 +21,7 @@
 enum { CHUNK_DEFAULT = 2048, TOKENS_FILE_MAX = 64 << 20 };
 
 struct logits_options {
-    const char *model_path, *tokens, *tokens_file, *cpu_isa, *out;
+    const char *model_path, *tokens, *tokens_file, *device, *cpu_isa, *out;
     bool no_repack;
     int64_t chunk, greedy, threads, tp_size;
 };
@@ -253,7 +253,7 @@ static enum status_code open_run(struct run *r, struct status *st)
     int chunk = r->o->chunk > 0 ? (int)r->o->chunk : CHUNK_DEFAULT;
     struct model_options m = {
         .path = r->o->model_path,
-        .device = "cpu",
+        .device = r->o->device,
         .cpu_isa = r->o->cpu_isa,
         .n_threads = (int)r->o->threads,
         .no_repack = r->o->no_repack,
@@ -294,7 +294,7 @@ static void print_greedy(const struct run *r)
 
 int cmd_logits(int argc, char **argv)
 {
-    struct logits_options o = {.cpu_isa = "auto", .tp_size = 1};
+    struct logits_options o = {.device = "cpu", .cpu_isa = "auto", .tp_size = 1};
     const struct flag flags[] = {
         {"model-path", FLAG_STRING, &o.model_path, .arg = "DIR", .help = "checkpoint directory"},
         {"tokens", FLAG_STRING, &o.tokens, .arg = "1,2,3", .help = "the prompt's token ids"},
@@ -303,6 +303,7 @@ int cmd_logits(int argc, char **argv)
         {"chunk-size", FLAG_INT, &o.chunk, 0, 65536, .arg = "N",
          .help = "tokens of one forward; 0: 2048"},
         {"greedy", FLAG_INT, &o.greedy, 0, 1 << 20, .arg = "K", .help = "tokens to continue with"},
+        {"device", FLAG_STRING, &o.device, .arg = "cpu|cuda:N", .help = "where it runs"},
         {"cpu-isa", FLAG_CHOICE, &o.cpu_isa, .choices = "auto|ref|avx2|avx512",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &o.threads, 0, 1024, .arg = "N", .help = "0: one per CPU"},

@@ -189,6 +189,11 @@ static void cpu_free(struct cpu *c)
     free(c);
 }
 
+static void cpu_close(struct kernels *k)
+{
+    cpu_free(k->self);
+}
+
 static void *alloc64(size_t bytes)
 {
     return aligned_alloc(64, (bytes + 127) / 64 * 64);
@@ -269,6 +274,7 @@ static void fill(struct cpu *c, const struct cpu_level *level)
 {
     c->ops = kernels_ref_ops; /* memory, embed, window_commit */
     c->ops.name = level->name;
+    c->ops.close = cpu_close;
     c->rows = level->rows;
     c->pack = level->pack;
     cpu_weight_fill(&c->ops);
@@ -317,10 +323,7 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
 
 void kernels_close(struct kernels *k)
 {
-    if (k->ops == &kernels_ref_ops)
-        kernels_ref_close(k);
-    else
-        cpu_free(k->self);
+    k->ops->close(k);
     k->ops = NULL;
     k->self = NULL;
 }

@@ -136,6 +136,33 @@ CUDA_DEVICE uint32_t dev_mul_bf16x2(uint32_t x, uint32_t y)
 #endif
 }
 
+/* 16 bytes at once, from an address that is a multiple of them. */
+CUDA_DEVICE void dev_load_16(uint32_t out[4], const void *p)
+{
+#ifdef __CUDACC__
+    uint4 v = *(const uint4 *)p;
+
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+#else
+    const uint32_t *from = (const uint32_t *)p;
+
+    for (int i = 0; i < 4; i++)
+        out[i] = from[i];
+#endif
+}
+
+CUDA_DEVICE void dev_store_16(void *p, const uint32_t v[4])
+{
+#ifdef __CUDACC__
+    *(uint4 *)p = make_uint4(v[0], v[1], v[2], v[3]);
+#else
+    uint32_t *to = (uint32_t *)p;
+
+    for (int i = 0; i < 4; i++)
+        to[i] = v[i];
+#endif
+}
+
 /* x within [-6, 6]; ties to even. */
 CUDA_DEVICE uint32_t dev_to_e2m1(float x)
 {
@@ -270,6 +297,67 @@ CUDA_DEVICE void warp_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     emulate_mma(d, a, b);
+#endif
+}
+
+/* ---- tensor cores: m16n8k32, e4m3 in, f32 out ----
+ * With g = lane / 4 and i = lane % 4 a lane holds, four neighbours of k a word (lowest first):
+ *   a[0], a[1]  rows g, g + 8 of columns k = 4i;  a[2], a[3]  the same of k = 4i + 16
+ *   b[0], b[1]  column n = g of rows k = 4i, 4i + 16
+ *   d           as above */
+
+/* Two e4m3 codes (bytes 1 and 3 of pair) as bf16: the bits of a code, moved, are a bf16 number
+ * 2^120 too small, subnormal where the code is. Exact; NaN stays one. */
+CUDA_DEVICE uint32_t dev_e4m3_pair(uint32_t pair)
+{
+    uint32_t bits = (pair & 0x80008000u) | (pair >> 4 & 0x07F007F0u);
+    uint32_t z = dev_mul_bf16x2(bits, 0x7B807B80u);
+
+    z |= (pair & 0x7F00) == 0x7F00 ? 0x7FC0 : 0;
+    return z | ((pair & 0x7F000000) == 0x7F000000 ? 0x7FC00000u : 0);
+}
+
+/* Codes 0, 1 and 2, 3 of a word. */
+CUDA_DEVICE uint32_t dev_e4m3_low(uint32_t word)
+{
+    return dev_e4m3_pair((word & 0xFF) << 8 | (word & 0xFF00) << 16);
+}
+
+CUDA_DEVICE uint32_t dev_e4m3_high(uint32_t word)
+{
+    return dev_e4m3_pair((word & 0xFF0000) >> 8 | (word & 0xFF000000u));
+}
+
+/* As two products of bf16, which any sm_80+ has: k in the order 4i, 4i + 1 of all lanes, then
+ * 4i + 2, 4i + 3, in either half. */
+CUDA_DEVICE void warp_mma_e4m3_portable(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    CUDA_EACH (half, 2) {
+        uint32_t x[4] = {dev_e4m3_low(a[2 * half]), dev_e4m3_low(a[2 * half + 1]),
+                         dev_e4m3_high(a[2 * half]), dev_e4m3_high(a[2 * half + 1])};
+        uint32_t y[2] = {dev_e4m3_low(b[half]), dev_e4m3_high(b[half])};
+
+        warp_mma(d, x, y);
+    }
+}
+
+/* native: by the instruction of sm_89 and later, which keeps fewer bits of what it adds up than f32
+ * has (about 13 below the largest term, on Hopper); else as two of bf16. */
+CUDA_DEVICE void warp_mma_e4m3(float d[4], const uint32_t a[4], const uint32_t b[2], int native)
+{
+    if (!native) {
+        warp_mma_e4m3_portable(d, a, b);
+        return;
+    }
+#if !defined(__CUDACC__)
+    emulate_mma_e4m3(d, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    warp_mma_e4m3_portable(d, a, b);
 #endif
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/cuda/emulate.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -260,6 +261,33 @@ void emulate_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
         }
 }
 
+static float e4m3(uint32_t word, unsigned byte)
+{
+    uint32_t code = word >> (8 * byte) & 0xFF, mag = code & 127;
+    float x = mag == 127 ? NAN
+              : mag < 8  ? (float)mag * 0x1p-9f
+                         : (float)(8 + mag % 8) * exp2f((float)(mag / 8) - 10);
+
+    return code & 128 ? -x : x;
+}
+
+void emulate_mma_e4m3(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    uint32_t(*all)[WORDS] = exchange(mine, 6);
+    unsigned lane = emulate_thread_idx.x % EMULATE_WARP, group = lane / 4, col = lane % 4 * 2;
+
+    for (unsigned out = 0; out < 4; out++) {
+        unsigned row = out / 2, n = col + out % 2;
+        float sum = 0;
+
+        for (unsigned k = 0; k < 32; k++) /* k / 16: the half; k / 4 % 4: the lane of its group */
+            sum += e4m3(all[group * 4 + k / 4 % 4][k / 16 * 2 + row], k % 4) *
+                   e4m3(all[n * 4 + k / 4 % 4][4 + k / 16], k % 4);
+        d[out] += sum;
+    }
+}
+
 void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row)
 {
     uint64_t at = (uint64_t)(uintptr_t)row;
@@ -285,26 +313,101 @@ void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row)
 
 /* ---- launch ---- */
 
-void emulate_launch(void (*kernel)(const void *args), const void *args, struct emulate_dim grid,
-                    unsigned n_threads, size_t shared_bytes)
+struct call {
+    void (*kernel)(const void *args);
+    void *args;
+    struct emulate_dim grid;
+    unsigned n_threads;
+    size_t shared_bytes;
+};
+
+struct emulate_recording {
+    struct call *calls;
+    size_t n, cap;
+};
+
+static struct emulate_recording *recording; /* NULL: launches run */
+
+static void *must(void *p)
 {
-    if (block.stacks == NULL)
-        block.stacks = aligned_alloc(64, (size_t)EMULATE_THREADS_MAX * STACK_BYTES);
-    if (block.stacks == NULL || n_threads == 0 || n_threads > EMULATE_THREADS_MAX ||
-        shared_bytes > EMULATE_SHARED_MAX) {
-        fprintf(stderr, "emulate: no place for a block of %u threads with %zu bytes\n", n_threads,
-                shared_bytes);
+    if (p == NULL) {
+        fprintf(stderr, "emulate: no memory\n");
         abort();
     }
-    block.kernel = kernel;
-    block.args = args;
-    block.n_threads = n_threads;
-    emulate_block_dim = (struct emulate_dim){n_threads, 1, 1};
-    emulate_grid_dim = grid;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
+    return p;
+}
+
+static void keep(struct emulate_recording *r, struct call c, size_t args_bytes)
+{
+    const void *args = c.args;
+
+    if (r->n == r->cap) {
+        r->cap = r->cap > 0 ? 2 * r->cap : 64;
+        r->calls = must(realloc(r->calls, r->cap * sizeof(*r->calls)));
+    }
+    c.args = must(malloc(args_bytes));
+    memcpy(c.args, args, args_bytes);
+    r->calls[r->n++] = c;
+}
+
+static void run(const struct call *c)
+{
+    if (block.stacks == NULL)
+        block.stacks = must(aligned_alloc(64, (size_t)EMULATE_THREADS_MAX * STACK_BYTES));
+    block.kernel = c->kernel;
+    block.args = c->args;
+    block.n_threads = c->n_threads;
+    emulate_block_dim = (struct emulate_dim){c->n_threads, 1, 1};
+    emulate_grid_dim = c->grid;
+    for (unsigned z = 0; z < c->grid.z; z++)
+        for (unsigned y = 0; y < c->grid.y; y++)
+            for (unsigned x = 0; x < c->grid.x; x++) {
                 emulate_block_idx = (struct emulate_dim){x, y, z};
                 run_block();
             }
+}
+
+void emulate_launch(void (*kernel)(const void *args), const void *args, size_t args_bytes,
+                    struct emulate_dim grid, unsigned n_threads, size_t shared_bytes)
+{
+    struct call c = {kernel, (void *)(uintptr_t)args, grid, n_threads, shared_bytes};
+
+    if (n_threads == 0 || n_threads > EMULATE_THREADS_MAX || shared_bytes > EMULATE_SHARED_MAX ||
+        grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0) {
+        fprintf(stderr, "emulate: no GPU takes a grid of %u x %u x %u, %u threads, %zu bytes\n",
+                grid.x, grid.y, grid.z, n_threads, shared_bytes);
+        abort();
+    }
+    if (recording != NULL)
+        keep(recording, c, args_bytes);
+    else
+        run(&c);
+}
+
+void emulate_record(void)
+{
+    recording = must(calloc(1, sizeof(*recording)));
+}
+
+struct emulate_recording *emulate_recorded(void)
+{
+    struct emulate_recording *r = recording;
+
+    recording = NULL;
+    return r;
+}
+
+void emulate_replay(const struct emulate_recording *r)
+{
+    for (size_t i = 0; i < r->n; i++)
+        run(&r->calls[i]);
+}
+
+void emulate_forget(struct emulate_recording *r)
+{
+    for (size_t i = 0; r != NULL && i < r->n; i++)
+        free(r->calls[i].args);
+    if (r != NULL)
+        free(r->calls);
+    free(r);
 }

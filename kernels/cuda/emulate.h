@@ -36,12 +36,21 @@ uint32_t emulate_exchange(uint32_t value, unsigned from);
 uint32_t emulate_ballot(int value);
 /** d += a . b of one warp: m16n8k16, bf16 with f32 sums; each lane has its fragments. */
 void emulate_mma(float d[4], const uint32_t a[4], const uint32_t b[2]);
+/** The same for m16n8k32, e4m3: four neighbours of k a word. */
+void emulate_mma_e4m3(float d[4], const uint32_t a[4], const uint32_t b[2]);
 /** ldmatrix .x4 / .x2, .trans where asked: lane l brings the address of row l % 8 of matrix l / 8.
  */
 void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row);
-/** Runs kernel(args) on every thread of every block; returns when all are done. */
-void emulate_launch(void (*kernel)(const void *args), const void *args, struct emulate_dim grid,
-                    unsigned n_threads, size_t shared_bytes);
+/** Runs kernel(args) on every thread of every block; returns when all are done. While launches are
+ * recorded it keeps the call instead, with a copy of the arguments. */
+void emulate_launch(void (*kernel)(const void *args), const void *args, size_t args_bytes,
+                    struct emulate_dim grid, unsigned n_threads, size_t shared_bytes);
+
+struct emulate_recording;
+void emulate_record(void);
+struct emulate_recording *emulate_recorded(void);
+void emulate_replay(const struct emulate_recording *r);
+void emulate_forget(struct emulate_recording *r);
 
 #define blockIdx emulate_block_idx
 #define threadIdx emulate_thread_idx
@@ -66,7 +75,8 @@ void emulate_launch(void (*kernel)(const void *args), const void *args, struct e
         struct emulate_dim launch_grid = {(unsigned)(grid_x), (unsigned)(grid_y),                  \
                                           (unsigned)(grid_z)};                                     \
         (void)(stream);                                                                            \
-        emulate_launch(name, &launch_args, launch_grid, (unsigned)(n_threads), (size_t)(shared));  \
+        emulate_launch(name, &launch_args, sizeof(launch_args), launch_grid,                       \
+                       (unsigned)(n_threads), (size_t)(shared));                                   \
     } while (0)
 
 #endif

@@ -2,11 +2,12 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/compress.h"
-#include "kernels/cuda/dense.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gate.h"
 #include "kernels/cuda/index.h"
 #include "kernels/cuda/latent.h"
+#include "kernels/cuda/moe.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/streams.h"
 
 static void ops_rms_norm(struct kernels *k, struct dev_ptr y, struct dev_ptr x,
@@ -269,18 +270,20 @@ CUDA_API void cuda_ops_fill(struct kernel_ops *ops)
     ops->attention = ops_attention;
     ops->window_commit = ops_window_commit;
     ops->gate = ops_gate;
+    cuda_products_fill(ops);
 }
 
 CUDA_API size_t cuda_ops_work_bytes(const struct kernel_dims *d)
 {
     size_t wide = (size_t)(d->head_dim > d->index_head_dim ? d->head_dim : d->index_head_dim);
-    size_t needs[4] = {cuda_hc_partial_bytes(d->hidden, d->max_rows),
+    size_t needs[5] = {cuda_products_work_bytes(d),
+                       cuda_hc_partial_bytes(d->hidden, d->max_rows),
                        (size_t)d->max_rows * wide * sizeof(uint16_t),
                        cuda_index_row_bytes(4, d->max_context),
                        (size_t)d->max_rows * (size_t)d->n_experts * sizeof(float)};
     size_t most = 0;
 
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         most = needs[i] > most ? needs[i] : most;
     return most;
 }
@@ -289,8 +292,13 @@ CUDA_API const char *cuda_ops_refuse(const struct kernel_dims *d)
 {
     if (d->hc != STREAMS_HC)
         return "hc_mult is not 4";
-    if (d->hidden % 8 != 0 || d->hidden > STREAMS_HIDDEN_MAX)
-        return "hidden_size is above 8192 or no multiple of 8";
+    if (d->hidden % 128 != 0 || d->hidden > STREAMS_HIDDEN_MAX)
+        return "hidden_size is above 8192 or no multiple of 128";
+    if (d->q_lora_rank % 128 != 0 || d->moe_inter % 128 != 0 ||
+        d->o_groups * d->o_lora_rank % 128 != 0)
+        return "q_lora_rank, moe_intermediate_size or o_groups * o_lora_rank is no multiple of 128";
+    if (d->o_lora_rank % 16 != 0 || d->n_heads / d->o_groups * d->head_dim % 32 != 0)
+        return "o_lora_rank is no multiple of 16, or the heads of a group are none of 32 dims";
     if (d->head_dim % 64 != 0 || d->head_dim > 512 || d->rope_dim != 64)
         return "head_dim is above 512 or no multiple of 64, or qk_rope_head_dim is not 64";
     if (d->index_head_dim != INDEX_DIM || d->index_n_heads > INDEX_HEADS_MAX)

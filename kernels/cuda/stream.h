@@ -12,4 +12,11 @@ typedef struct CUstream_st *cuda_stream; /* cudaStream_t; the emulator does not 
 #define CUDA_API
 #endif
 
+/* For host and device. */
+#ifdef __CUDACC__
+#define CUDA_BOTH static inline __host__ __device__
+#else
+#define CUDA_BOTH static inline
+#endif
+
 #endif

@@ -36,6 +36,7 @@ const struct kernel_ops kernels_ref_ops = {
     .moe = ref_moe,
     .moe_parts = ref_moe_parts,
     .moe_sum = ref_moe_sum,
+    .close = kernels_ref_close,
 };
 
 /* Keys that one token can attend to: its window, and the chosen or all compressed entries. */

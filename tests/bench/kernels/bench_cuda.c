@@ -14,6 +14,9 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/compress.h"
 #include "kernels/cuda/index.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/moe.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/sampler.h"
 #include "kernels/cuda/streams.h"
 
@@ -29,8 +32,13 @@ enum {
     ROW_BYTES = 584,
     KEY_BYTES = 68,
     CONTEXT = 1 << 20,
-    ROWS_MAX = 4096
+    ROWS_MAX = 4096,
+    EXPERTS = 256,
+    ACTIVE = 6,
+    INTER = 2048
 };
+
+static int native_e4m3;
 
 static double copy_rate; /* bytes a second, read plus written */
 static float case_ms = 50;
@@ -167,6 +175,112 @@ static void bench_streams(void)
         report("hc_read", rows[i], fn + rows[i] * (row + HIDDEN * 2), 48.0 * 4 * HIDDEN * rows[i],
                run_read, &a);
         report("hc_write", rows[i], rows[i] * (2 * row + HIDDEN * 2), 0, run_write, &a);
+    }
+}
+
+/* ---- products ---- */
+
+static void run_linear(void *arg)
+{
+    cuda_linear(0, *(struct linear_args *)arg);
+}
+
+/* Scales are 0 bits: powers of two that are small, which costs the same. */
+static void bench_linear(const char *name, int type, int plain, int rows, int cols)
+{
+    static const int tokens[] = {1, 16, 64, 2048};
+    size_t matrix = panel_bytes(type, rows, cols), scales = panel_scale_bytes(type, rows, cols);
+    size_t x_row = plain ? (size_t)cols * 2 : cuda_quant_bytes(cols);
+    struct linear_args a = {.y = device((size_t)2048 * (size_t)rows * 4, 0),
+                            .x = device(2048 * x_row, 1),
+                            .w = {.data = device(matrix, 1), .rows = rows, .cols = cols},
+                            .y_stride = rows,
+                            .x_bytes = x_row,
+                            .type = type,
+                            .plain = plain,
+                            .native = native_e4m3,
+                            .groups = 1};
+
+    a.w.scale = device(scales, 0);
+    for (int i = 0; i < 4; i++) {
+        int T = a.T = tokens[i];
+
+        report(name, T, (double)(matrix + scales) + T * ((double)x_row + rows * 2.0),
+               2.0 * T * rows * cols, run_linear, &a);
+    }
+    check(cudaFree(a.y), "free");
+    check(cudaFree((void *)(uintptr_t)a.x), "free");
+    check(cudaFree((void *)(uintptr_t)a.w.data), "free");
+    check(cudaFree((void *)(uintptr_t)a.w.scale), "free");
+}
+
+/* ---- experts ---- */
+
+static void run_moe(void *arg)
+{
+    cuda_moe_parts(0, *(struct moe_args *)arg);
+}
+
+static int32_t *random_ids(int T, int *n_touched)
+{
+    int32_t *ids = malloc((size_t)T * ACTIVE * 4);
+    char touched[EXPERTS] = {0};
+
+    *n_touched = 0;
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < ACTIVE; i++) { /* distinct ones of a token */
+            int e = (t * 97 + i * 43 + t * t % 29) % EXPERTS;
+
+            ids[t * ACTIVE + i] = e;
+            *n_touched += !touched[e];
+            touched[e] = 1;
+        }
+    return ids;
+}
+
+/* The experts of one layer of Flash: FP4, and the shared one in FP8. */
+static void bench_moe(void)
+{
+    static const int tokens[] = {1, 4, 16, 64, 1024};
+    size_t each = panel_bytes(PANEL_FP4, INTER, HIDDEN);
+    size_t scale = panel_scale_bytes(PANEL_FP4, INTER, HIDDEN);
+    size_t shared = panel_bytes(PANEL_FP8, INTER, HIDDEN);
+    uint8_t *matrices = device(EXPERTS * 3 * each, 1), *scales = device(EXPERTS * 3 * scale, 0);
+    uint8_t *fp8 = device(3 * shared, 1), *fp8_scales = device(3 * 4096, 0);
+    struct moe_expert list[EXPERTS];
+    struct moe_args a = {.parts = device((size_t)1024 * (ACTIVE + 1) * HIDDEN * 2, 0),
+                         .xq = device(1024 * cuda_quant_bytes(HIDDEN), 1),
+                         .weights = device((size_t)1024 * ACTIVE * 4, 0),
+                         .shared = {fp8, fp8 + shared, fp8 + 2 * shared, fp8_scales,
+                                    fp8_scales + 4096, fp8_scales + 8192},
+                         .has_shared = 1,
+                         .n = EXPERTS,
+                         .type = PANEL_FP4,
+                         .n_experts = EXPERTS,
+                         .n_active = ACTIVE,
+                         .d = HIDDEN,
+                         .f = INTER,
+                         .native = native_e4m3,
+                         .limit = 10};
+
+    for (int e = 0; e < EXPERTS; e++) {
+        uint8_t *m = matrices + (size_t)e * 3 * each, *s = scales + (size_t)e * 3 * scale;
+
+        list[e] = (struct moe_expert){m, m + each, m + 2 * each, s, s + scale, s + 2 * scale};
+    }
+    a.table = device(sizeof(list), 0);
+    check(cudaMemcpy((void *)(uintptr_t)a.table, list, sizeof(list), cudaMemcpyHostToDevice),
+          "table");
+    a.work = device(cuda_moe_work_bytes(EXPERTS, ACTIVE, INTER, 1024), 0);
+    for (int i = 0; i < 5; i++) {
+        int T = a.T = tokens[i], n;
+        int32_t *ids = random_ids(T, &n);
+
+        a.ids = (const int32_t *)(uintptr_t)ints(ids, (size_t)T * ACTIVE).addr;
+        report("moe, 256 experts of FP4, 6 active", T,
+               (double)n * 3 * (double)(each + scale) + 3.0 * (double)shared,
+               6.0 * T * (ACTIVE + 1) * INTER * HIDDEN, run_moe, &a);
+        free(ids);
     }
 }
 
@@ -362,7 +476,13 @@ int main(int argc, char **argv)
 
     struct kernel_kv four = view_of(4), many = view_of(128);
 
+    native_e4m3 = device_is.major * 10 + device_is.minor >= 89;
     bench_streams();
+    bench_linear("linear FP8 4096 x 4096", PANEL_FP8, 0, 4096, 4096);
+    bench_linear("linear FP8 512 x 4096", PANEL_FP8, 0, 512, 4096);
+    bench_linear("linear FP8 32768 x 1024", PANEL_FP8, 0, 32768, 1024);
+    bench_linear("linear bf16 129280 x 4096", PANEL_BF16, 1, VOCAB, HIDDEN);
+    bench_moe();
     for (int T = 1; T <= 64; T *= 8) {
         bench_attention(&four, T, 32767, 0, 1);
         bench_attention(&four, T, 32767, 0, 0);

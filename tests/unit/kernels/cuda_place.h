@@ -18,14 +18,21 @@ enum { CUDA_PLACE_SKIPPED = 77 };
 /** First of all. @return false: the kernels cannot run here; why is printed */
 bool cuda_place_ready(void);
 
+/* Ways of opening the backend: as the GPU is, or as if it had no e4m3; and one more whose memory
+ * the host does not reach, as in production. */
+extern const int cuda_place_n_levels;
+enum { CUDA_PLACE_HIDDEN = 2 };
+
+/** Opens the backend. @return as kernels_open_cuda() */
+int cuda_place_open(struct kernels *k, int level, const struct kernel_dims *dims,
+                    const struct kernel_env *env);
+
 /** Zeroed memory that kernels reach; never NULL. */
 void *cuda_place_alloc(size_t bytes);
 void cuda_place_free(void *p);
 
 /** k is open at CPU_ISA_REF: from now on kernels reach its memory and weights. One at a time. */
 void cuda_place_enter(struct kernels *k);
-/** Its operations are the kernels'; after cuda_place_enter(). */
-void cuda_place_use(struct kernels *k);
 /** Gives ref's table back: before kernels_close(). Fails the test when a kernel has failed. */
 void cuda_place_leave(struct kernels *k);
 

@@ -1,5 +1,5 @@
 /* On the first GPU, in managed memory, each launch waited for. */
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/ref/ref.h"
 #include "tests/unit/kernels/cuda_place.h"
 
@@ -11,13 +11,7 @@
 #include <cuda_runtime_api.h>
 
 static struct kernel_ops ops;
-static struct cuda_ops place;
-
-struct cuda_ops *cuda_ops_of(struct kernels *k)
-{
-    (void)k;
-    return &place;
-}
+const int cuda_place_n_levels = 2;
 
 bool cuda_place_ready(void)
 {
@@ -110,16 +104,16 @@ void cuda_place_enter(struct kernels *k)
     k->ops = &ops;
 }
 
-void cuda_place_use(struct kernels *k)
+int cuda_place_open(struct kernels *k, int level, const struct kernel_dims *dims,
+                    const struct kernel_env *env)
 {
-    if (cuda_ops_refuse(&k->dims) != NULL)
-        fail_msg("%s", cuda_ops_refuse(&k->dims));
-    check(cudaDeviceGetAttribute(&place.n_sms, cudaDevAttrMultiProcessorCount, 0), "attribute");
-    place.work_bytes = cuda_ops_work_bytes(&k->dims) + (16 << 20);
-    cuda_place_free(place.work);
-    place.work = cuda_place_alloc(place.work_bytes);
-    ops.name = "cuda";
-    cuda_ops_fill(&ops);
+    struct gpu_options opt = {.memory_share = 0.2, .host_reaches = level != CUDA_PLACE_HIDDEN};
+    struct gpu *g = gpu_cuda_open(&opt, k->error, sizeof(k->error));
+
+    if (g == NULL)
+        return -1;
+    g->native_e4m3 = g->native_e4m3 && level != 1;
+    return cuda_backend_open(k, g, dims, env);
 }
 
 void cuda_place_leave(struct kernels *k)

@@ -1,4 +1,4 @@
-/* rows_levels: which backends test_rows.c holds to kernels/ref. */
+/* rows_levels: which backends test_rows.c and test_dense.c hold to kernels/ref. */
 #ifndef BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
 #define BATON_TESTS_UNIT_KERNELS_ROWS_LEVELS_H
 
@@ -15,6 +15,18 @@ bool rows_ready(void);
 
 /** Opens one; rows_close() ends it. @return false: not here; the test has printed why */
 bool rows_open(int level, struct rig *r, const struct kernel_dims *dims, int n_threads);
+/** The same with weights used as mapped, where the backend can. */
+bool rows_open_mapped(int level, struct rig *r, const struct kernel_dims *dims, int n_threads);
 void rows_close(struct rig *r);
+
+/* Matrices have multiples of that many columns; products are of that many tokens, at most. */
+extern const int rows_cols_unit, rows_tokens;
+
+/* Whether all levels give the same bits. */
+extern const bool rows_alike;
+
+enum { ROWS_TOKENS_MAX = 200 };
+/** A row of act_quant() as bf16. out [n] */
+void rows_decode(uint16_t *out, const void *row, int n);
 
 #endif

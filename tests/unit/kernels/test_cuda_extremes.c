@@ -4,7 +4,7 @@
 #include "kernels/cuda/index.h"
 #include "kernels/ref/ref.h"
 #include "tests/unit/kernels/cuda_place.h"
-#include "tests/lib/kernel_rig.h"
+#include "tests/unit/kernels/rows_levels.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -223,49 +223,56 @@ static void choices_among_a_million_tokens_are_exact(void **state)
     static int32_t table[2 * CONTEXT / 256];
     int32_t pos[3] = {CONTEXT - 1, CONTEXT / 2 + 17, 900}, seq[3] = {0, 1, 1};
     uint16_t q[3 * HI * 128], w[3 * HI];
-    struct rig r;
+    struct rig ref, fast;
+    int32_t *chosen[2];
 
     (void)state;
     d.index_n_heads = HI;
     d.index_topk = 1024;
     d.max_context = CONTEXT;
-    assert_true(rig_open(&r, CPU_ISA_REF, &d, 2));
-    cuda_place_enter(&r.k);
-    v.pages = rig_put(&r, NULL, KEY_PAGES * v.page_stride);
+    uint8_t *keys = calloc(KEY_PAGES, v.page_stride);
+
     for (int i = 0; i < KEY_PAGES * 64; i++) {
         float x[128];
 
         rig_f32(&random, x, 128, i % 11 == 0 ? 0 : 1);
         if (i % 501 == 7)
             x[i % 128] = NAN;
-        key_row_pack((uint8_t *)rig_host(&r, v.pages) + (size_t)i * 68, x, 128);
+        key_row_pack(keys + (size_t)i * 68, x, 128);
     }
     for (int i = 0; i < 2 * CONTEXT / 256; i++)
         table[i] = (int32_t)(rig_bits(&random) % KEY_PAGES);
     for (int i = 0; i < 3 * HI * 128; i++)
         q[i] = bf16_encode((float)((int)(rig_bits(&random) % 13) - 6));
     rig_bf16(&random, w, 3 * HI, 0.1f);
+    assert_true(rig_open(&ref, CPU_ISA_REF, &d, 2));
+    assert_true(rows_open(0, &fast, &d, 2));
+    for (int i = 0; i < 2; i++) {
+        struct rig *r = i == 0 ? &ref : &fast;
+        struct kernel_batch b = {.n_rows = 3,
+                                 .n_seqs = 2,
+                                 .row_seq = rig_put(r, seq, sizeof(seq)),
+                                 .row_pos = rig_put(r, pos, sizeof(pos)),
+                                 .block_table = rig_put(r, table, sizeof(table)),
+                                 .table_stride = CONTEXT / 256};
+        struct dev_ptr qp = rig_put(r, q, sizeof(q)), wp = rig_put(r, w, sizeof(w));
+        struct dev_ptr out = rig_put(r, NULL, 3 * 1024 * 4);
 
-    struct kernel_batch b = {.n_rows = 3,
-                             .n_seqs = 2,
-                             .row_seq = rig_put(&r, seq, sizeof(seq)),
-                             .row_pos = rig_put(&r, pos, sizeof(pos)),
-                             .block_table = rig_put(&r, table, sizeof(table)),
-                             .table_stride = CONTEXT / 256};
-    struct dev_ptr qp = rig_put(&r, q, sizeof(q)), wp = rig_put(&r, w, sizeof(w));
-    struct dev_ptr want = rig_put(&r, NULL, 3 * 1024 * 4), got = rig_put(&r, NULL, 3 * 1024 * 4);
+        v.pages = rig_put(r, keys, KEY_PAGES * v.page_stride);
+        r->k.ops->index_select(&r->k, out, qp, wp, &b, &v);
+        chosen[i] = rig_get(r, out, 3 * 1024 * 4);
 
-    r.k.ops->index_select(&r.k, want, qp, wp, &b, &v);
-    cuda_place_use(&r.k);
-    r.k.ops->index_select(&r.k, got, qp, wp, &b, &v);
-    rig_same_bytes("chosen", rig_host(&r, got), rig_host(&r, want), 3 * 1024 * 4);
+        struct dev_ptr all[] = {v.pages, b.row_seq, b.row_pos, b.block_table, qp, wp, out};
 
-    struct dev_ptr all[] = {v.pages, b.row_seq, b.row_pos, b.block_table, qp, wp, want, got};
-
-    for (int i = 0; i < 8; i++)
-        r.k.ops->dev_free(&r.k, all[i]);
-    cuda_place_leave(&r.k);
-    rig_close(&r);
+        for (int j = 0; j < 7; j++)
+            r->k.ops->dev_free(&r->k, all[j]);
+    }
+    rig_same_bytes("chosen", chosen[1], chosen[0], 3 * 1024 * 4);
+    free(chosen[0]);
+    free(chosen[1]);
+    free(keys);
+    rows_close(&fast);
+    rig_close(&ref);
 }
 
 /* ---- the gate ---- */
@@ -280,8 +287,9 @@ static void gates_choose_as_the_reference(void **state)
                                 rig_weight(&random, WEIGHT_F32, 1, E)};
     uint16_t x[T * 256], *gate = (uint16_t *)(uintptr_t)src[0].data;
     float *bias = (float *)(uintptr_t)src[1].data;
-    struct weight w[2];
-    struct rig r;
+    void *ids[2];
+    float *weights[2];
+    struct rig ref, fast;
 
     (void)state;
     d.n_experts = E;
@@ -289,32 +297,34 @@ static void gates_choose_as_the_reference(void **state)
     memcpy(gate + E / 2 * d.hidden, gate, (size_t)(E / 2 * d.hidden) * 2);
     memcpy(bias + E / 2, bias, E / 2 * 4);
     rig_bf16(&random, x, (size_t)(T * d.hidden), 1);
-    assert_true(rig_open(&r, CPU_ISA_REF, &d, 2));
-    cuda_place_enter(&r.k);
-    for (int i = 0; i < 2; i++)
-        assert_int_equal(r.k.ops->weight_load(&r.k, &src[i], &w[i]), 0);
-
-    struct dev_ptr xp = rig_put(&r, x, sizeof(x)), none = {0};
-    struct dev_ptr ids[2], weights[2];
-
+    assert_true(rig_open(&ref, CPU_ISA_REF, &d, 2));
+    assert_true(rows_open(0, &fast, &d, 2));
     for (int i = 0; i < 2; i++) {
-        ids[i] = rig_put(&r, NULL, T * N * 4);
-        weights[i] = rig_put(&r, NULL, T * N * 4);
-        r.k.ops->gate(&r.k, ids[i], weights[i], xp, &w[0], &w[1], NULL, none, T);
-        if (i == 0)
-            cuda_place_use(&r.k);
+        struct rig *r = i == 0 ? &ref : &fast;
+        struct dev_ptr xp = rig_put(r, x, sizeof(x)), none = {0};
+        struct dev_ptr id = rig_put(r, NULL, T * N * 4), weight = rig_put(r, NULL, T * N * 4);
+        struct weight w[2];
+
+        for (int j = 0; j < 2; j++)
+            assert_int_equal(r->k.ops->weight_load(&r->k, &src[j], &w[j]), 0);
+        r->k.ops->gate(&r->k, id, weight, xp, &w[0], &w[1], NULL, none, T);
+        ids[i] = rig_get(r, id, T * N * 4);
+        weights[i] = rig_get(r, weight, T * N * 4);
+        for (int j = 0; j < 2; j++)
+            r->k.ops->weight_unload(&r->k, &w[j]);
+        r->k.ops->dev_free(&r->k, xp);
+        r->k.ops->dev_free(&r->k, id);
+        r->k.ops->dev_free(&r->k, weight);
     }
-    rig_same_bytes("ids", rig_host(&r, ids[1]), rig_host(&r, ids[0]), T * N * 4);
-    rig_same_f32("weights", rig_host(&r, weights[1]), rig_host(&r, weights[0]), T * N);
+    rig_same_bytes("ids", ids[1], ids[0], T * N * 4);
+    rig_same_f32("weights", weights[1], weights[0], T * N);
     for (int i = 0; i < 2; i++) {
-        r.k.ops->dev_free(&r.k, ids[i]);
-        r.k.ops->dev_free(&r.k, weights[i]);
-        r.k.ops->weight_unload(&r.k, &w[i]);
+        free(ids[i]);
+        free(weights[i]);
         rig_weight_free(&src[i]);
     }
-    r.k.ops->dev_free(&r.k, xp);
-    cuda_place_leave(&r.k);
-    rig_close(&r);
+    rows_close(&fast);
+    rig_close(&ref);
 }
 
 int main(void)

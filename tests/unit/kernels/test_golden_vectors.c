@@ -155,19 +155,19 @@ static void open_backend(struct kernels *k, const struct kernel_dims *dims)
                        : strcmp(level, "avx2") == 0 ? CPU_ISA_AVX2
                                                     : CPU_ISA_AVX512;
 
+#ifdef GOLDEN_CUDA
+    if (cuda_place_open(k, 0, dims, &env) != 0)
+        fail_msg("%s", k->error);
+    (void)isa;
+#else
     if (kernels_open_cpu(k, isa, dims, &env) != 0)
         fail_msg("%s", k->error);
-#ifdef GOLDEN_CUDA
-    cuda_place_enter(k);
-    cuda_place_use(k);
 #endif
 }
 
 static void close_backend(struct kernels *k)
 {
-#ifdef GOLDEN_CUDA
-    cuda_place_leave(k);
-#endif
+    assert_int_equal(k->ops->sync(k), 0);
     kernels_close(k);
 }
 

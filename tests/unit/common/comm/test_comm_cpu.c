@@ -56,7 +56,8 @@ static void *rank_main(void *arg)
 
 static void run(struct team *t, int n, int timeout_ms, void (*act)(struct team *, struct comm *))
 {
-    struct comm_options opt = {n, timeout_ms, tell, t};
+    struct comm_options opt = {
+        .n_ranks = n, .timeout_ms = timeout_ms, .on_failure = tell, .arg = t};
     struct seat seats[N];
     pthread_t threads[N];
     struct status st;
@@ -225,7 +226,8 @@ static void last_computes(struct team *t, struct comm *c)
     (void)t;
     if (comm_rank(c) == N - 1)
         while (clock_now_us() < end)
-            atomic_fetch_add(&sink, 1);
+            if (atomic_fetch_add(&sink, 1) % 1024 == 0)
+                comm_beat(c); /* as between operations */
     comm_barrier(c);
     assert_int_equal(comm_check(c, &st), ST_OK);
 }
@@ -237,6 +239,30 @@ static void a_rank_that_is_slow_but_computes_is_waited_for(void **state)
     (void)state;
     run(&t, N, QUICK_MS, last_computes);
     assert_int_equal(t.n_told, 0);
+}
+
+/* It burns CPU for ever, and its heart does not beat. */
+static void last_runs_in_circles(struct team *t, struct comm *c)
+{
+    struct status st;
+
+    (void)t;
+    if (comm_rank(c) == N - 1)
+        while (comm_check(c, &st) == ST_OK)
+            ;
+    comm_barrier(c);
+    assert_int_equal(comm_check(c, &st), ST_UNAVAILABLE);
+}
+
+static void a_rank_that_runs_in_circles_is_lost(void **state)
+{
+    struct team t;
+
+    (void)state;
+    run(&t, N, QUICK_MS, last_runs_in_circles);
+    assert_int_equal(t.n_told, 1);
+    assert_non_null(strstr(t.told, "rank 3 hangs"));
+    assert_non_null(strstr(t.told, "computes without getting on"));
 }
 
 static void one_gives_up(struct team *t, struct comm *c)
@@ -305,6 +331,7 @@ int main(void)
         cmocka_unit_test(a_rank_that_hangs_fails_the_group_and_is_named),
         cmocka_unit_test(a_rank_whose_thread_ends_fails_the_group),
         cmocka_unit_test(a_rank_that_is_slow_but_computes_is_waited_for),
+        cmocka_unit_test(a_rank_that_runs_in_circles_is_lost),
         cmocka_unit_test(a_failure_reaches_all_ranks_with_its_first_reason),
         cmocka_unit_test(ranks_in_different_collectives_are_told_so),
         cmocka_unit_test(a_group_of_no_or_too_many_ranks_is_refused),
