@@ -5,6 +5,7 @@
  *
  * usage: test_golden LEVEL PRESET VECTORS_DIR
  *
+ * flashheads and proheads have all heads of the releases, the others their dimensions.
  * Level ref: logits within 1e-5, the golden tokens. Other levels: the limits of vectors/INDEX.json
  * (`prompts`), a greedy token may differ where the margin is small. The reference takes the prompts
  * that are quick; with BATON_TEST_FULL set all of them.
