@@ -258,7 +258,7 @@ static void handle(struct decode_loop *l, struct msg *m)
         handoffs_closed(l->handoffs, ml->link, &ml->why, l->requests);
         break;
     case DM_VERIFIED:
-        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_pages + mv->with_slot);
+        decode_metrics_verified(&l->metrics, mv->status.code, mv->n_groups);
         handoffs_verified(l->handoffs, mv, l->requests);
         break;
     case DM_WRITER_ENDED:

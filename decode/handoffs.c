@@ -155,15 +155,22 @@ static void on_verified(void *arg, const struct transfer_result *result)
     mailbox_push(m->engine, &m->base);
 }
 
-/* Compares what r's checksums from n_told on are of, up to that of page end and, when all is there,
- * of the slot. */
-static enum status_code start_verify(struct handoffs *h, struct request *r, uint32_t end_page,
-                                     bool with_slot, struct status *st)
+/* Checksums of r's handoff in all. */
+static uint32_t n_crc(const struct handoffs *h, const struct request *r)
+{
+    return r->seq.n_pages - r->seq.n_hit_pages +
+           handoff_slot_groups(h->w->geometry, r->seq.n_tokens);
+}
+
+/* Compares what r's next n checksums are of. */
+static enum status_code start_verify(struct handoffs *h, struct request *r, uint32_t n,
+                                     struct status *st)
 {
     const struct sequence *s = &r->seq;
     struct handoff_units units = {s->pages, s->pages, s->slot, s->slot};
-    uint32_t first_page = s->n_hit_pages + r->n_told, n = end_page - first_page;
-    struct msg_verified *m = malloc(sizeof(*m) + n * sizeof(*m->pages));
+    uint32_t first = s->n_hit_pages + r->n_told, end = first + n;
+    uint32_t n_pages = first < s->n_pages ? (end < s->n_pages ? end : s->n_pages) - first : 0;
+    struct msg_verified *m = malloc(sizeof(*m) + n_pages * sizeof(*m->pages));
     struct handoff_list list = {0};
 
     if (m == NULL)
@@ -172,16 +179,16 @@ static enum status_code start_verify(struct handoffs *h, struct request *r, uint
                                .engine = h->w->engine,
                                .name = r->name,
                                .attempt = r->attempt,
-                               .with_slot = with_slot,
+                               .with_slot = end > s->n_pages,
                                .slot = s->slot,
-                               .n_pages = n};
-    if (n > 0)
-        memcpy(m->pages, s->pages + first_page, n * sizeof(*m->pages));
-    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, first_page, end_page,
-                          with_slot, st) != ST_OK)
+                               .n_groups = n,
+                               .n_pages = n_pages};
+    if (n_pages > 0)
+        memcpy(m->pages, s->pages + first, n_pages * sizeof(*m->pages));
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, first, end, st) != ST_OK)
         goto done;
-    slab_ref(h->w->pages, m->pages, n);
-    slab_ref(h->w->slots, &m->slot, with_slot);
+    slab_ref(h->w->pages, m->pages, n_pages);
+    slab_ref(h->w->slots, &m->slot, m->with_slot);
     h->n_verifying++;
     if (transfer_verify(h->w->transfer, list.pieces, list.n_pieces, r->crc + r->n_told,
                         list.n_groups, on_verified, m, st) != ST_OK) {
@@ -190,7 +197,7 @@ static enum status_code start_verify(struct handoffs *h, struct request *r, uint
     }
     m = NULL; /* the mailbox's, with the units */
     r->n_verifying++;
-    r->n_told = end_page - s->n_hit_pages;
+    r->n_told += n;
 done:
     free(m);
     handoff_list_deinit(&list);
@@ -200,14 +207,12 @@ done:
 /* A hint: what goes wrong here is done with the rest. */
 static void on_written(struct handoffs *h, struct request *r, const Baton__V1__PrefillWritten *m)
 {
-    uint32_t end_page;
     struct status st;
 
     if (receive_action(r->state, HE_WRITTEN) != HA_VERIFY_PART)
         return;
-    end_page = r->seq.n_hit_pages + r->n_told + (uint32_t)m->n_checksums;
-    if (request_keep_written(r, m, &st) != ST_OK ||
-        start_verify(h, r, end_page, false, &st) != ST_OK)
+    if (request_keep_written(r, m, n_crc(h, r), &st) != ST_OK ||
+        start_verify(h, r, (uint32_t)m->n_checksums, &st) != ST_OK)
         log_warn("%s: %s: %s: compared later", r->rid, prefill_worker_address(r->prefill), st.msg);
 }
 
@@ -220,8 +225,8 @@ static void on_done(struct handoffs *h, struct request *r, const Baton__V1__Pref
         log_debug("%s: %s sent done again or late", r->rid, prefill_worker_address(r->prefill));
         return;
     }
-    if (request_keep_done(r, m, &st) != ST_OK ||
-        start_verify(h, r, r->seq.n_pages, true, &st) != ST_OK) {
+    if (request_keep_done(r, m, n_crc(h, r), &st) != ST_OK ||
+        start_verify(h, r, n_crc(h, r) - r->n_told, &st) != ST_OK) {
         h->events.failed(h->events.arg, r, &st);
         return;
     }
@@ -299,7 +304,7 @@ static struct request *verifying(struct request *requests, const struct msg_veri
 static void arrived(struct handoffs *h, struct request *r)
 {
     r->stats.has_checksums_verified = true;
-    r->stats.checksums_verified = r->n_told + 1;
+    r->stats.checksums_verified = r->n_told;
     r->stats.has_arrive_us = true;
     r->stats.arrive_us = clock_now_us() - r->done_us;
     tell(r, "release");
@@ -314,8 +319,8 @@ static void take_in(struct handoffs *h, struct request *r)
     struct handoff_list list = {0};
     struct status st;
 
-    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages, s->n_pages,
-                          true, &st) != ST_OK ||
+    if (handoff_list_init(&list, h->w->geometry, &units, s->n_tokens, s->n_hit_pages,
+                          s->n_hit_pages + n_crc(h, r), &st) != ST_OK ||
         kv_mirror_in(h->w->mirror, &list, r->crc, &st) != ST_OK)
         r->differs = st;
     handoff_list_deinit(&list);

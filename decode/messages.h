@@ -65,7 +65,9 @@ struct msg_verified {
     uint32_t attempt; /* of the request, the results of earlier ones are nobody's any more */
     struct status status;
     bool with_slot;
-    uint32_t slot, n_pages;
+    uint32_t slot;
+    uint32_t n_groups; /* compared */
+    uint32_t n_pages;
     uint32_t pages[];
 };
 

@@ -8,6 +8,7 @@
 #include "common/base/log.h"
 #include "common/kv/geometry.h"
 #include "common/kv/pins.h"
+#include "common/worker/handoff.h"
 #include "common/worker/sampling.h"
 
 static const char *const names[REQ_N_STATES] = {"waiting", "asking",   "receiving", "verifying",
@@ -83,7 +84,7 @@ static enum status_code take_sequence(struct request *r, const Baton__V1__Decode
     r->seq.salt = m->has_cache_salt ? m->cache_salt : 0;
     r->seq.priority = m->has_priority ? m->priority : 0;
     r->seq.pin_s = m->has_cache_pin_s ? m->cache_pin_s : 0;
-    r->crc = malloc((r->seq.cap_pages + 1) * sizeof(*r->crc));
+    r->crc = malloc((r->seq.cap_pages + HANDOFF_SLOT_GROUPS_MAX) * sizeof(*r->crc));
     if (r->crc == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the checksums of a request");
     return status_ok(st);
@@ -185,27 +186,23 @@ static enum status_code keep_logprobs(struct request *r, const Baton__V1__Prefil
 }
 
 enum status_code request_keep_written(struct request *r, const Baton__V1__PrefillWritten *m,
-                                      struct status *st)
+                                      uint32_t n_crc, struct status *st)
 {
-    size_t n_pages = r->seq.n_pages - r->seq.n_hit_pages;
-
-    if (m->first != r->n_told || m->n_checksums == 0 || m->n_checksums > n_pages - r->n_told)
-        return status_set(st, ST_CORRUPT, "%zu checksums from %u on, of %zu pages with %u told",
-                          m->n_checksums, m->first, n_pages, r->n_told);
+    if (m->first != r->n_told || m->n_checksums == 0 || m->n_checksums > n_crc - r->n_told)
+        return status_set(st, ST_CORRUPT, "%zu checksums from %u on, of %u with %u told",
+                          m->n_checksums, m->first, n_crc, r->n_told);
     memcpy(r->crc + r->n_told, m->checksums, m->n_checksums * sizeof(*r->crc));
     return status_ok(st);
 }
 
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
-                                   struct status *st)
+                                   uint32_t n_crc, struct status *st)
 {
-    size_t expected = r->seq.n_pages - r->seq.n_hit_pages + 1;
-
-    if (m->n_checksums != expected)
-        return status_set(st, ST_CORRUPT, "%zu checksums came for %zu pages and a slot",
-                          m->n_checksums, expected - 1);
+    if (m->n_checksums != n_crc)
+        return status_set(st, ST_CORRUPT, "%zu checksums came for %u pages and a slot: %u expected",
+                          m->n_checksums, r->seq.n_pages - r->seq.n_hit_pages, n_crc);
     if (memcmp(r->crc, m->checksums, r->n_told * sizeof(*r->crc)) != 0)
-        return status_set(st, ST_CORRUPT, "checksums of the first %u pages were told differently",
+        return status_set(st, ST_CORRUPT, "the first %u checksums were told differently",
                           r->n_told);
     r->first_token = m->first_token;
     memcpy(r->crc, m->checksums, m->n_checksums * sizeof(*r->crc));

@@ -63,7 +63,7 @@ struct request {
 
     /* What came with the handoff's messages, kept until its checksums are verified. */
     int32_t first_token;
-    uint32_t *crc;                 /* [n_pages - n_hit_pages + 1]: of pages, then of the slot */
+    uint32_t *crc; /* of groups (common/worker/handoff.h) from page n_hit_pages on: room for all */
     uint32_t n_told;               /* of crc that came before done; their comparison has begun */
     uint32_t n_verifying;          /* comparisons of this attempt that are under way */
     struct status differs;         /* ST_OK: none so far has found a difference */
@@ -93,12 +93,13 @@ void request_free(struct request *r);
 /** What the router hears of a request whose prompt was computed here. */
 void request_note_local(struct request *r);
 
-/** Keeps what a written message brought. @return ST_OK; ST_CORRUPT when it is not the next part */
+/** Keeps what a written message brought, of n_crc checksums in all. @return ST_OK; ST_CORRUPT when
+ * it is not the next part */
 enum status_code request_keep_written(struct request *r, const Baton__V1__PrefillWritten *m,
-                                      struct status *st);
+                                      uint32_t n_crc, struct status *st);
 
 /** Keeps what a done message brought. @return ST_OK; ST_CORRUPT when it contradicts the request */
 enum status_code request_keep_done(struct request *r, const Baton__V1__PrefillDone *m,
-                                   struct status *st);
+                                   uint32_t n_crc, struct status *st);
 
 #endif

@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/kv/geometry.h"
+#include "common/worker/handoff.h"
 #include "common/worker/sampling.h"
 
 static const char *const names[HANDOFF_N_STATES] = {"waiting", "computing", "flushing",
@@ -85,9 +86,9 @@ enum status_code handoff_new(const Baton__V1__PrefillSubmit *m, struct prefill_p
     h->n_prompt = (uint32_t)m->n_token_ids;
     h->n_pages = (uint32_t)m->n_pages;
     h->n_present = m->n_pages_present;
-    h->n_pages_sent = h->n_present;
+    h->n_groups_sent = h->n_present;
     h->remote_pages = malloc(h->n_pages * sizeof(*h->remote_pages));
-    h->crc = calloc(h->n_pages + 1, sizeof(*h->crc));
+    h->crc = calloc(h->n_pages + HANDOFF_SLOT_GROUPS_MAX, sizeof(*h->crc));
     if (h->remote_pages == NULL || h->crc == NULL) {
         handoff_free(h);
         return status_set(st, ST_EXHAUSTED, "no memory for a prompt of %zu tokens", m->n_token_ids);

@@ -85,11 +85,11 @@ struct handoff {
     uint32_t n_prompt;           /* tokens */
     uint32_t *remote_pages;      /* [n_pages] */
     uint32_t n_pages, n_present; /* the first n_present are not sent */
-    uint32_t n_pages_sent;       /* logical pages posted or present */
+    uint32_t n_groups_sent;      /* groups (common/worker/handoff.h) posted or present */
     uint32_t n_cached;           /* prompt tokens that the prefix cache gave */
     uint32_t remote_slot;
     uint32_t n_puts;     /* transfers that run now */
-    uint32_t *crc;       /* [n_pages - n_present + 1] */
+    uint32_t *crc;       /* of groups from n_present on: room for all */
     uint32_t n_told;     /* of crc that the peer was told before all were known */
     struct status error; /* why STOPPING; ST_CANCELLED when the peer asked */
     int32_t first_token;

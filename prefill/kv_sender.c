@@ -6,6 +6,10 @@
 #include "common/base/clock.h"
 #include "common/worker/handoff.h"
 
+/* What comes last, the first token waits for: the peer is to compare most of it while the rest is
+ * on its way, and a message for each part costs less than comparing a part of this size. */
+enum { LAST_PART_BYTES = 1 << 20 };
+
 /* What a completion needs to find its way home. */
 struct put {
     struct mailbox *engine;
@@ -39,44 +43,81 @@ static void on_done(void *arg, const struct transfer_result *r)
     free(put);
 }
 
+/* Where in a list the next part begins. */
+struct place {
+    size_t piece;
+    uint32_t group;
+};
+
+/* Posts the groups of l from *at on, up to one with which they have at_least bytes. (A page that
+ * has no bytes yet is a group all the same.)
+ * @param crc  of the device's bytes, [l->n_groups]; NULL: the transfer's count */
+static enum status_code post_part(struct handoff *h, struct handoff_list *l, const uint32_t *crc,
+                                  struct place *at, uint64_t at_least, struct mailbox *engine,
+                                  struct status *st)
+{
+    struct place end = *at;
+    uint64_t bytes = 0;
+    struct put *put;
+
+    for (; end.group < l->n_groups && bytes < at_least; end.group++)
+        for (; end.piece < l->n_pieces && l->pieces[end.piece].group == end.group; end.piece++)
+            bytes += l->pieces[end.piece].bytes;
+    for (size_t i = at->piece; i < end.piece; i++)
+        l->pieces[i].group -= at->group;
+    put = malloc(sizeof(*put) + (end.group - at->group) * sizeof(*put->crc));
+    if (put == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for a transfer");
+    *put = (struct put){engine, h, h->n_groups_sent - h->n_present, 0};
+    if (crc != NULL) {
+        put->n_crc = end.group - at->group;
+        memcpy(put->crc, crc + at->group, put->n_crc * sizeof(*crc));
+    }
+    if (transfer_put(h->peer->transfer, h->id, l->pieces + at->piece, end.piece - at->piece,
+                     end.group - at->group, on_done, put, st) != ST_OK) {
+        free(put);
+        return st->code;
+    }
+    h->n_puts++;
+    h->n_groups_sent += end.group - at->group;
+    *at = end;
+    return st->code;
+}
+
 enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, uint32_t end_page,
                                 bool last, struct kv_mirror *mirror, struct mailbox *engine,
                                 struct status *st)
 {
     struct handoff_units units = {h->seq.pages, h->remote_pages, h->seq.slot, h->remote_slot};
+    uint32_t end = last ? h->n_pages + handoff_slot_groups(g, h->n_prompt) : end_page;
     struct handoff_list list = {0};
-    struct put *put = NULL;
+    struct place at = {0};
+    uint32_t *crc = NULL;
 
+    status_ok(st);
     if (h->peer->transfer == NULL)
         return status_set(st, ST_UNAVAILABLE, "decode worker %s is gone", h->peer->name);
-    if (end_page <= h->n_pages_sent && !last)
-        return status_ok(st);
-    if (handoff_list_init(&list, g, &units, h->n_prompt, h->n_pages_sent, end_page, last, st) !=
-        ST_OK)
+    if (end <= h->n_groups_sent)
+        return st->code;
+    if (handoff_list_init(&list, g, &units, h->n_prompt, h->n_groups_sent, end, st) != ST_OK)
         goto done;
-    put = malloc(sizeof(*put) + list.n_groups * sizeof(*put->crc));
-    if (put == NULL) {
-        status_set(st, ST_EXHAUSTED, "no memory for a transfer");
-        goto done;
-    }
-    *put = (struct put){engine, h, h->n_pages_sent - h->n_present, 0};
     if (mirror != NULL) {
-        if (kv_mirror_out(mirror, &list, put->crc, st) != ST_OK)
+        crc = malloc(list.n_groups * sizeof(*crc));
+        if (crc == NULL) {
+            status_set(st, ST_EXHAUSTED, "no memory for a transfer");
             goto done;
-        put->n_crc = list.n_groups;
+        }
+        if (kv_mirror_out(mirror, &list, crc, st) != ST_OK)
+            goto done;
     }
-    if (transfer_put(h->peer->transfer, h->id, list.pieces, list.n_pieces, list.n_groups, on_done,
-                     put, st) != ST_OK)
-        goto done;
-    put = NULL; /* the completion's */
-    if (last) {
+    while (at.group < list.n_groups && st->code == ST_OK)
+        post_part(h, &list, crc, &at, last ? LAST_PART_BYTES : UINT64_MAX, engine, st);
+    if (last && st->code == ST_OK) {
         h->last_bytes = list.bytes;
         transfer_hurry(h->peer->transfer, h->id); /* the first token waits for these */
     }
-    h->n_puts++;
-    h->n_pages_sent = end_page;
 done:
-    free(put);
+    free(crc);
     handoff_list_deinit(&list);
     return st->code;
 }

@@ -11,7 +11,8 @@
 #include "prefill/handoff_state.h"
 
 /**
- * Posts logical pages [h->n_pages_sent, end_page) and, when last, the state slot: one transfer.
+ * Posts logical pages [h->n_groups_sent, end_page) as one transfer; when last, what is left of the
+ * pages and the state slot, as several: the peer compares each while the next is on its way.
  * Nothing to send is fine.
  * @param mirror  where the KV is a GPU's: the host memory that is sent from; else NULL
  * @return ST_OK; ST_UNAVAILABLE when the peer is lost; ST_EXHAUSTED

@@ -178,7 +178,7 @@ static void on_resend(struct prefill_loop *l, struct prefill_peer *peer, uint64_
               peer->name, h->n_pages - h->n_present);
     handoff_enter(h, HANDOFF_FLUSHING, "checksum mismatch at the peer");
     h->n_resends++;
-    h->n_pages_sent = h->n_present;
+    h->n_groups_sent = h->n_present;
     if (kv_sender_post(h, l->w->geometry, h->n_pages, true, l->w->mirror, l->w->engine, &st) !=
         ST_OK)
         stop(l, h, &st);

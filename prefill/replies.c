@@ -90,7 +90,7 @@ enum status_code reply_done(const struct handoff *h, const struct worker *w, str
     stats.cached_tokens = h->n_cached;
     done.request_id = h->id;
     done.first_token = h->first_token;
-    done.n_checksums = h->n_pages - h->n_present + 1;
+    done.n_checksums = h->n_groups_sent - h->n_present;
     done.checksums = h->crc;
     done.stats = &stats;
     if (h->seq.logprobs != NULL) {

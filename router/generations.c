@@ -31,6 +31,8 @@ struct generation {
     struct worker *worker; /* RUNNING */
     struct workers_ticket ticket;
     uint64_t began_us; /* RUNNING: since */
+    uint64_t first_us; /* of this attempt's first tokens */
+    uint64_t due_us;   /* RUNNING: its end, as far as can be told */
     bool found_place;  /* it was begun while workers had a place free */
     bool served;       /* this attempt has given tokens */
     struct prompt_ids *prompt;
@@ -52,6 +54,7 @@ struct generations {
     struct router_metrics *metrics;
     struct workers *workers;
     struct event *tick;
+    struct event *overdue; /* at the oldest's deadline, or before */
     struct generation *first, *last;
     struct generation *cursor; /* of a walk: stays valid whatever its callbacks end */
     size_t n;
@@ -63,6 +66,8 @@ struct generations {
     struct generation **table; /* [cap] by the low half of id; NULL: free */
     uint32_t cap, hint;
     uint32_t epoch;
+    uint64_t *ends; /* [cap_ends]: scratch */
+    size_t cap_ends;
 };
 
 struct prompt_ids *prompt_ids_new(const int32_t *ids, size_t n)
@@ -168,6 +173,7 @@ static void leave_state(struct generation *gen, const struct status *why, const 
         gen->owner->n_queued--;
     } else {
         admission_leave(gen->owner->admission, &gen->item);
+        metric_set(gen->owner->metrics->queued, (double)admission_n(gen->owner->admission));
     }
 }
 
@@ -328,6 +334,31 @@ static uint64_t places(const struct generations *g)
     return room == UINT64_MAX ? UINT64_MAX : room - room / 8 - (room > 1);
 }
 
+/* When a place comes free for one that has `ahead` before it; now when there is one. Ends come in
+ * bursts where requests were begun together: a mean rate alone would let in who waits for the whole
+ * of the next burst. */
+static uint64_t place_free_us(struct generations *g, uint64_t ahead, uint64_t now)
+{
+    uint64_t n_places = places(g), k = ahead + 1 - n_places, end;
+    size_t n = 0;
+
+    if (ahead < n_places || k > g->n_running)
+        return now;
+    if (g->n_running > g->cap_ends) {
+        uint64_t *more = realloc(g->ends, 2 * g->n_running * sizeof(*more));
+
+        if (more == NULL)
+            return now;
+        g->ends = more;
+        g->cap_ends = 2 * g->n_running;
+    }
+    for (const struct generation *gen = g->first; gen != NULL && n < g->n_running; gen = gen->next)
+        if (gen->state == RUNNING)
+            g->ends[n++] = gen->due_us;
+    end = n < k ? now : pace_kth(g->ends, n, k);
+    return end > now ? end : now;
+}
+
 /* QUEUED -> RUNNING where the policies say, but for workers that have failed it. */
 static enum status_code start_somewhere(struct generation *gen, struct workers_request *r,
                                         struct status *st)
@@ -344,6 +375,8 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
             workers_began(g->workers, r, &c, &gen->ticket);
             gen->began_us = clock_now_us();
             gen->found_place = g->n_running < places(g);
+            gen->due_us = place_free_us(g, g->n_running, gen->began_us) +
+                          (uint64_t)pace_lifetime_us(&g->pace);
             g->n_queued--;
             g->n_running++;
             gen->state = RUNNING;
@@ -473,11 +506,13 @@ static void on_batch(struct generations *g, const Baton__V1__TokenBatch *b)
     if (!gen->served) {
         gen->served = true;
         gen->wait_until_us = 0;
-        pace_first_token(&g->pace, clock_now_us() - gen->began_us, gen->found_place);
+        gen->first_us = clock_now_us();
+        pace_first_token(&g->pace, gen->first_us - gen->began_us, gen->found_place);
+        gen->due_us = gen->first_us + (uint64_t)g->pace.rest_us;
         workers_served(g->workers, &gen->ticket, b->stats);
     }
     if (finish != BATON__V1__FINISH_REASON__FINISH_NONE) {
-        pace_end(&g->pace, clock_now_us() - gen->began_us);
+        pace_end(&g->pace, clock_now_us() - gen->first_us);
         destroy(gen);
     } else if (!remember(gen, b->token_ids, b->n_token_ids)) {
         tell_cancel(gen);
@@ -594,7 +629,6 @@ static void on_pump(evutil_socket_t fd, short what, void *arg)
 static void on_tick(evutil_socket_t fd, short what, void *arg)
 {
     struct generations *g = arg;
-    struct generation *gen;
     uint64_t now = clock_now_us();
 
     (void)fd, (void)what;
@@ -602,8 +636,28 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         serve_queue(g, now);
     if (admission_n(g->admission) > 0)
         on_pump(-1, 0, g);
-    if (g->config.request_timeout_ms == 0)
+}
+
+static void arm_overdue(struct generations *g)
+{
+    uint64_t now = clock_now_us(), at, left;
+    struct timeval tv;
+
+    if (g->first == NULL || g->config.request_timeout_ms == 0)
         return;
+    at = g->first->deadline_us;
+    left = at > now ? at - now : 0;
+    tv = (struct timeval){(time_t)(left / 1000000), (suseconds_t)(left % 1000000)};
+    event_add(g->overdue, &tv);
+}
+
+static void on_overdue(evutil_socket_t fd, short what, void *arg)
+{
+    struct generations *g = arg;
+    struct generation *gen;
+    uint64_t now = clock_now_us();
+
+    (void)fd, (void)what;
     /* Oldest first, all with the same allowance: the first that has time left ends the walk. */
     for (g->cursor = g->first; (gen = g->cursor) != NULL && gen->deadline_us <= now;) {
         struct status st;
@@ -614,6 +668,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         tell_cancel(gen);
         fail(gen, &st);
     }
+    arm_overdue(g);
 }
 
 /* ---- public ---------------------------------------------------------------------------------- */
@@ -635,7 +690,9 @@ enum status_code generations_new(struct event_base *base, const struct generatio
     }
     g->pump = event_new(base, -1, 0, on_pump, g);
     g->tick = event_new(base, -1, EV_PERSIST, on_tick, g);
-    if (g->pump == NULL || g->tick == NULL || event_add(g->tick, &tick) != 0) {
+    g->overdue = evtimer_new(base, on_overdue, g);
+    if (g->pump == NULL || g->overdue == NULL || g->tick == NULL ||
+        event_add(g->tick, &tick) != 0) {
         generations_free(g);
         return status_set(st, ST_EXHAUSTED, "no memory for a timer");
     }
@@ -653,8 +710,11 @@ void generations_free(struct generations *g)
         event_free(g->tick);
     if (g->pump != NULL)
         event_free(g->pump);
+    if (g->overdue != NULL)
+        event_free(g->overdue);
     admission_free(g->admission);
     free(g->table);
+    free(g->ends);
     free(g);
 }
 
@@ -668,29 +728,18 @@ void generations_set_workers(struct generations *g, struct workers *workers)
     g->workers = workers;
 }
 
-/* When the k-th of those that run is due to end, from now. Ends come in bursts where requests were
- * begun together: a mean rate alone would let in who waits for the whole of the next burst. */
-static double due_us(const struct generations *g, uint64_t k, uint64_t now)
-{
-    const struct generation *gen = g->first;
-
-    for (; gen != NULL; gen = gen->next)
-        if (gen->state == RUNNING && --k == 0)
-            break;
-    return gen == NULL ? 0 : (double)gen->began_us + g->pace.lifetime_us - (double)now;
-}
-
 /* Whether its wait would spoil its time to first token. */
 static enum status_code check_wait(struct generations *g, struct status *st)
 {
     uint64_t n = places(g), ahead = g->n_running + g->n_queued + admission_n(g->admission);
-    double limit_us = g->pace.ttft_us * g->config.queue_ttft_percent / 100, wait_us, due;
+    double limit_us = g->pace.ttft_us * g->config.queue_ttft_percent / 100, wait_us;
+    uint64_t now = clock_now_us(), due_us;
 
     if (g->config.queue_ttft_percent == 0 || ahead < n)
         return status_ok(st);
     wait_us = pace_wait_us(&g->pace, ahead, n);
-    if (wait_us <= limit_us && wait_us < (due = due_us(g, ahead + 1 - n, clock_now_us())))
-        wait_us = due;
+    if (wait_us <= limit_us && (due_us = place_free_us(g, ahead, now)) - now > wait_us)
+        wait_us = (double)(due_us - now);
     if (wait_us <= limit_us)
         return status_ok(st);
     return status_set(
@@ -754,6 +803,8 @@ enum status_code generations_submit(struct generations *g, struct prompt_ids *pr
     *(g->last == NULL ? &g->first : &g->last->next) = gen;
     g->last = gen;
     g->n++;
+    if (g->n == 1)
+        arm_overdue(g);
     metric_add(g->metrics->running, 1);
     if (start_or_wait(gen, st) != ST_OK) {
         destroy(gen);

@@ -1,11 +1,9 @@
 #include "router/http_internal.h"
 
 #include <errno.h>
-#include <event2/bufferevent_ssl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <openssl/ssl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,9 +14,8 @@
 #include "router/api_error.h"
 
 enum {
-    READ_BYTES_MAX = 64 << 10,   /* taken from a socket at once; also input held while replying */
     WRITE_BYTES_MAX = 256 << 10, /* given to a socket at once */
-    OUTBOX_PIECE_MAX = 64 << 10, /* larger pieces go to a bufferevent */
+    OUTBOX_PIECE_MAX = 64 << 10, /* larger pieces are not copied twice */
     LINGER_US = 2000000          /* a client may go on sending what was refused */
 };
 
@@ -35,7 +32,13 @@ static void conn_free(struct http_exchange *c)
         s->dirty[c->dirty_at - 1] = NULL;
     if (c->timer != NULL)
         event_free(c->timer);
-    bufferevent_free(c->bev);
+    if (c->readable != NULL)
+        event_free(c->readable);
+    if (c->writable != NULL)
+        event_free(c->writable);
+    http_socket_close(&c->socket);
+    buf_deinit(&c->in);
+    buf_deinit(&c->out);
     http_parser_deinit(&c->parser);
     buf_deinit(&c->headers);
     free(c);
@@ -87,18 +90,29 @@ static uint64_t in_ms(int ms)
     return clock_now_us() + (uint64_t)ms * 1000;
 }
 
+static void pause_input(struct http_exchange *c, bool pause)
+{
+    if (pause == c->paused)
+        return;
+    c->paused = pause;
+    if (pause) {
+        event_del(c->readable);
+    } else if (!c->half_closed) {
+        event_add(c->readable, NULL);
+        if (http_socket_has_more(&c->socket))
+            event_active(c->readable, EV_READ, 0);
+    }
+}
+
 void http_conn_linger(struct http_exchange *c)
 {
-    struct evbuffer *in = bufferevent_get_input(c->bev);
-
     c->phase = HTTP_PHASE_LINGERING;
-    evbuffer_drain(in, evbuffer_get_length(in));
+    buf_deinit(&c->in);
+    pause_input(c, false);
     set_deadline(c, HTTP_NEVER);
     if (http_reply_pending(c) > 0)
         return; /* on_output_gone() comes back here */
-    if (c->tls)
-        (void)SSL_shutdown(bufferevent_openssl_get_ssl(c->bev));
-    if (c->half_closed || shutdown(bufferevent_getfd(c->bev), SHUT_WR) != 0) {
+    if (!http_socket_end(&c->socket) || c->half_closed) {
         http_conn_close(c);
         return;
     }
@@ -188,27 +202,22 @@ static void send_continue(struct http_exchange *c)
     http_conn_put(c, line, sizeof(line) - 1);
 }
 
-/* Feeds what has arrived to the parser; answers follow. The only place that reads input. */
-static void pump(struct http_exchange *c)
+/* Gives input to the parser while it may; answers follow. @return bytes used */
+static size_t feed(struct http_exchange *c, const char *data, size_t n)
 {
-    struct evbuffer *in = bufferevent_get_input(c->bev);
+    size_t at = 0, used;
     bool waits = false;
 
-    if (c->in_pump)
-        return;
-    c->in_pump = true;
     while (c->phase < HTTP_PHASE_REPLYING && !waits && !http_output_full(c)) {
-        size_t n = evbuffer_get_contiguous_space(in), used;
-        const char *data = n == 0 ? NULL : (const char *)evbuffer_pullup(in, (ssize_t)n);
-        enum http_event ev = http_parser_feed(&c->parser, data, n, &used);
+        enum http_event ev = http_parser_feed(&c->parser, data + at, n - at, &used);
 
-        evbuffer_drain(in, used);
+        at += used;
         switch (ev) {
         case HTTP_MORE:
-            waits = evbuffer_get_length(in) == 0;
+            waits = at == n;
             break;
         case HTTP_HEAD_DONE:
-            if (c->parser.req.expect_continue && evbuffer_get_length(in) == 0)
+            if (c->parser.req.expect_continue && at == n)
                 send_continue(c);
             break;
         case HTTP_DONE:
@@ -221,21 +230,69 @@ static void pump(struct http_exchange *c)
             break;
         }
     }
+    return at;
+}
+
+/* Takes n bytes that have arrived behind those that are held: parses what it may and holds the
+ * rest. The only place that does. May free c. */
+static void pump(struct http_exchange *c, const char *data, size_t n)
+{
+    struct buf held = c->in;
+    size_t used = 0;
+
+    c->in_pump = true;
+    c->in = (struct buf){0};
+    if (held.len > 0) {
+        buf_append(&held, data, n);
+        data = held.data;
+        n = held.len;
+    }
+    used = feed(c, data, n);
     if (c->phase < HTTP_PHASE_REPLYING)
         enter_reading_phase(c);
+    if (c->phase <= HTTP_PHASE_REPLYING)
+        buf_append(&c->in, data + used, n - used);
+    buf_deinit(&held);
+    pause_input(c, c->in.len >= HTTP_READ_BYTES_MAX);
     c->in_pump = false;
     if (c->phase == HTTP_PHASE_DEAD)
         conn_free(c);
 }
 
-static void on_read(struct bufferevent *bev, void *arg)
+/* The client sends nothing more. */
+static void on_input_end(struct http_exchange *c)
+{
+    c->half_closed = true;
+    event_del(c->readable);
+    /* Answers that are complete still reach a client that has only stopped sending. */
+    if ((c->phase == HTTP_PHASE_IDLE || c->phase == HTTP_PHASE_LINGERING) &&
+        http_reply_pending(c) > 0) {
+        c->phase = HTTP_PHASE_LINGERING;
+        set_deadline(c, HTTP_NEVER);
+    } else {
+        http_conn_close(c);
+    }
+}
+
+static void want_write(struct http_exchange *c);
+
+static void on_readable(evutil_socket_t fd, short what, void *arg)
 {
     struct http_exchange *c = arg;
+    char *data = c->server->arrived;
+    ssize_t n = http_socket_read(&c->socket, data, HTTP_READ_BYTES_MAX);
 
-    if (c->phase == HTTP_PHASE_LINGERING)
-        evbuffer_drain(bufferevent_get_input(bev), evbuffer_get_length(bufferevent_get_input(bev)));
-    else
-        pump(c);
+    (void)fd, (void)what;
+    if (n > 0 && http_socket_has_more(&c->socket))
+        event_active(c->readable, EV_READ, 0); /* others first */
+    if (n == HTTP_SOCKET_GONE)
+        http_conn_close(c);
+    else if (n == HTTP_SOCKET_END)
+        on_input_end(c);
+    else if (n == HTTP_SOCKET_AGAIN && c->socket.read_wants_write)
+        want_write(c);
+    else if (c->phase != HTTP_PHASE_LINGERING && (n > 0 || c->in.len > 0))
+        pump(c, data, n > 0 ? (size_t)n : 0);
 }
 
 /* All output has left. */
@@ -243,29 +300,90 @@ static void on_output_gone(struct http_exchange *c)
 {
     if (c->phase == HTTP_PHASE_LINGERING && c->deadline_us == HTTP_NEVER)
         http_conn_linger(c);
-    else if (c->phase < HTTP_PHASE_REPLYING &&
-             evbuffer_get_length(bufferevent_get_input(c->bev)) > 0)
-        pump(c); /* pipelined requests that waited for room */
+    else if (c->phase < HTTP_PHASE_REPLYING && c->in.len > 0)
+        pump(c, NULL, 0); /* pipelined requests that waited for room */
 }
 
-static void on_write(struct bufferevent *bev, void *arg)
+/* Goes on when the socket takes more; ends the connection when it does not for too long. */
+static void want_write(struct http_exchange *c)
+{
+    const int ms = c->server->config.write_timeout_ms;
+    struct timeval limit = {ms / 1000, ms % 1000 * 1000};
+
+    event_add(c->writable, &limit);
+}
+
+/* Behind what the socket did not take before. */
+static void keep_output(struct http_exchange *c, const void *data, size_t n)
+{
+    if (c->out_sent > c->out.len / 2) {
+        c->out.len -= c->out_sent;
+        memmove(c->out.data, c->out.data + c->out_sent, c->out.len);
+        c->out_sent = 0;
+    }
+    buf_append(&c->out, data, n);
+}
+
+static void keep_outbox(struct http_exchange *c)
+{
+    keep_output(c, c->server->outbox.data + c->out_at, c->out_len);
+    c->out_len = 0;
+}
+
+/* Writes what the socket takes. @return false when the connection is lost */
+static bool write_some(struct http_exchange *c, const char *data, size_t n, size_t *sent)
+{
+    ssize_t k = 1;
+
+    for (*sent = 0; *sent < n && k > 0; *sent += k > 0 ? (size_t)k : 0) {
+        size_t left = n - *sent;
+
+        k = http_socket_write(&c->socket, data + *sent,
+                              left < WRITE_BYTES_MAX ? left : WRITE_BYTES_MAX);
+    }
+    return k != HTTP_SOCKET_GONE;
+}
+
+void http_conn_flush(struct http_exchange *c)
+{
+    size_t sent;
+    bool fine;
+
+    if (c->out.len > 0) {
+        keep_outbox(c);
+        if (event_pending(c->writable, EV_WRITE, NULL))
+            return; /* the socket is full */
+        fine = write_some(c, c->out.data + c->out_sent, c->out.len - c->out_sent, &sent);
+        c->out_sent += sent;
+        if (c->out_sent == c->out.len) {
+            buf_deinit(&c->out);
+            c->out_sent = 0;
+        }
+    } else {
+        fine = write_some(c, c->server->outbox.data + c->out_at, c->out_len, &sent);
+        c->out_at += sent;
+        c->out_len -= sent;
+        keep_outbox(c);
+    }
+    if (!fine)
+        http_conn_close(c);
+    else if (c->out.len > 0)
+        want_write(c);
+    else
+        on_output_gone(c);
+}
+
+static void on_writable(evutil_socket_t fd, short what, void *arg)
 {
     struct http_exchange *c = arg;
 
-    if (!c->tls)
-        bufferevent_disable(bev, EV_WRITE);
-    on_output_gone(c);
-}
-
-/* What it has in the outbox goes behind what its bufferevent has. A bufferevent of TLS writes, and
- * may call back and free c. */
-static void move_to_bufferevent(struct http_exchange *c)
-{
-    size_t n = c->out_len;
-
-    c->out_len = 0;
-    if (n > 0)
-        evbuffer_add(bufferevent_get_output(c->bev), c->server->outbox.data + c->out_at, n);
+    (void)fd;
+    if (what & EV_TIMEOUT)
+        http_conn_close(c);
+    else if (c->socket.read_wants_write)
+        on_readable(fd, EV_READ, c);
+    else if (http_reply_pending(c) > 0)
+        http_conn_flush(c);
 }
 
 /* To be flushed at the end of the turn. */
@@ -293,13 +411,12 @@ static void touch(struct http_exchange *c)
 void http_conn_put(struct http_exchange *c, const void *data, size_t len)
 {
     struct buf *box = &c->server->outbox;
-    struct evbuffer *out = bufferevent_get_output(c->bev);
 
     /* Others have written since, or it is too much to copy twice. */
     if (c->out_len > 0 && (c->out_at + c->out_len != box->len || len > OUTBOX_PIECE_MAX))
-        move_to_bufferevent(c);
-    if (len > OUTBOX_PIECE_MAX || evbuffer_get_length(out) > 0) {
-        evbuffer_add(out, data, len);
+        keep_outbox(c);
+    if (len > OUTBOX_PIECE_MAX || c->out.len > 0) {
+        keep_output(c, data, len);
     } else {
         if (c->out_len == 0)
             c->out_at = box->len;
@@ -307,70 +424,6 @@ void http_conn_put(struct http_exchange *c, const void *data, size_t len)
         c->out_len += len;
     }
     touch(c);
-}
-
-/* Gives n bytes of the outbox to the socket, the rest to the bufferevent. @return as send() */
-static ssize_t send_from_outbox(struct http_exchange *c)
-{
-    const char *data = c->server->outbox.data + c->out_at;
-    size_t n = c->out_len;
-    ssize_t sent = send(bufferevent_getfd(c->bev), data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-    c->out_len = 0;
-    if (sent < 0 && (errno == EAGAIN || errno == EINTR))
-        sent = 0;
-    if (sent >= 0 && (size_t)sent < n)
-        evbuffer_add(bufferevent_get_output(c->bev), data + sent, n - (size_t)sent);
-    return sent;
-}
-
-static ssize_t send_from_bufferevent(struct http_exchange *c)
-{
-    struct evbuffer *out = bufferevent_get_output(c->bev);
-    ssize_t sent;
-
-    move_to_bufferevent(c);
-    evbuffer_unfreeze(out, 1); /* the bufferevent guards its front against others */
-    sent = evbuffer_write_atmost(out, bufferevent_getfd(c->bev), WRITE_BYTES_MAX);
-    evbuffer_freeze(out, 1);
-    return sent < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : sent;
-}
-
-void http_conn_flush(struct http_exchange *c)
-{
-    struct evbuffer *out = bufferevent_get_output(c->bev);
-
-    if (bufferevent_get_enabled(c->bev) & EV_WRITE) {
-        /* TLS, which writes it as one record; or the socket was full: the loop goes on when it is
-         * not. */
-        move_to_bufferevent(c);
-        return;
-    }
-    if ((evbuffer_get_length(out) > 0 ? send_from_bufferevent(c) : send_from_outbox(c)) < 0)
-        http_conn_close(c);
-    else if (evbuffer_get_length(out) > 0)
-        bufferevent_enable(c->bev, EV_WRITE);
-    else
-        on_output_gone(c);
-}
-
-static void on_event(struct bufferevent *bev, short what, void *arg)
-{
-    struct http_exchange *c = arg;
-    bool eof = (what & BEV_EVENT_EOF) != 0;
-
-    (void)bev;
-    if (what & BEV_EVENT_CONNECTED)
-        return;
-    c->half_closed |= eof;
-    /* Answers that are complete still reach a client that has only stopped sending. */
-    if (eof && (c->phase == HTTP_PHASE_IDLE || c->phase == HTTP_PHASE_LINGERING) &&
-        http_reply_pending(c) > 0) {
-        c->phase = HTTP_PHASE_LINGERING;
-        set_deadline(c, HTTP_NEVER);
-        return;
-    }
-    http_conn_close(c);
 }
 
 void http_conn_finish(struct http_exchange *c)
@@ -384,9 +437,9 @@ void http_conn_finish(struct http_exchange *c)
     http_parser_reset(&c->parser);
     c->phase = HTTP_PHASE_IDLE;
     set_deadline(c, in_ms(c->server->config.idle_timeout_ms));
-    /* Later, not from here: the handler's stack is under us. */
-    if (!c->in_pump && evbuffer_get_length(bufferevent_get_input(c->bev)) > 0)
-        bufferevent_trigger(c->bev, EV_READ, BEV_TRIG_IGNORE_WATERMARKS | BEV_TRIG_DEFER_CALLBACKS);
+    /* The next request is begun when this answer has left, not from here: the handler's stack is
+     * under us. */
+    touch(c);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -400,55 +453,26 @@ static void name_peer(const struct sockaddr *addr, int len, char *out, size_t ca
     snprintf(out, cap, "%s:%s", host, port);
 }
 
-static struct bufferevent *make_bufferevent(struct http_server *s, evutil_socket_t fd)
-{
-    struct bufferevent *bev;
-    SSL *ssl;
-
-    if (s->config.tls == NULL)
-        return bufferevent_socket_new(s->base, fd, BEV_OPT_CLOSE_ON_FREE);
-    ssl = SSL_new(s->config.tls);
-    if (ssl == NULL)
-        return NULL;
-    /* Frees ssl with itself. */
-    bev = bufferevent_openssl_socket_new(s->base, fd, ssl, BUFFEREVENT_SSL_ACCEPTING,
-                                         BEV_OPT_CLOSE_ON_FREE);
-    if (bev == NULL)
-        SSL_free(ssl);
-    else
-        bufferevent_openssl_set_allow_dirty_shutdown(bev, 1); /* bodies have lengths */
-    return bev;
-}
-
 static struct http_exchange *conn_new(struct http_server *s, evutil_socket_t fd)
 {
     struct http_exchange *c = calloc(1, sizeof(*c));
 
-    if (c == NULL)
+    if (c == NULL || !http_socket_open(&c->socket, fd, s->config.tls)) {
+        free(c);
         return NULL;
+    }
     c->server = s;
     c->deadline_us = c->timer_us = HTTP_NEVER;
     http_parser_init(&c->parser, &s->config.limits);
     c->timer = evtimer_new(s->base, on_deadline, c);
-    c->bev = make_bufferevent(s, fd);
-    c->tls = s->config.tls != NULL;
-    if (c->timer != NULL && c->bev != NULL)
-        return c;
-    if (c->timer != NULL)
-        event_free(c->timer);
-    if (c->bev != NULL) {
-        bufferevent_setfd(c->bev, -1);
-        bufferevent_free(c->bev);
-    }
-    free(c);
-    return NULL;
+    c->readable = event_new(s->base, fd, EV_READ | EV_PERSIST, on_readable, c);
+    c->writable = event_new(s->base, fd, EV_WRITE, on_writable, c);
+    return c;
 }
 
 struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
                                      const struct sockaddr *addr, int len)
 {
-    struct timeval write_timeout = {s->config.write_timeout_ms / 1000,
-                                    s->config.write_timeout_ms % 1000 * 1000};
     struct http_exchange *c = conn_new(s, fd);
     int one = 1;
 
@@ -461,14 +485,12 @@ struct http_exchange *http_conn_open(struct http_server *s, evutil_socket_t fd,
         s->first->prev = c;
     s->first = c;
     s->stats.connections++;
-    bufferevent_set_max_single_read(c->bev, READ_BYTES_MAX);
-    bufferevent_set_max_single_write(c->bev, WRITE_BYTES_MAX);
-    bufferevent_setwatermark(c->bev, EV_READ, 0, READ_BYTES_MAX);
-    bufferevent_set_timeouts(c->bev, NULL, &write_timeout);
-    bufferevent_setcb(c->bev, on_read, on_write, on_event, c);
+    if (c->timer == NULL || c->readable == NULL || c->writable == NULL ||
+        event_add(c->readable, NULL) != 0) {
+        c->socket.fd = -1; /* still the caller's */
+        conn_free(c);
+        return NULL;
+    }
     set_deadline(c, in_ms(s->config.idle_timeout_ms));
-    if (!c->tls)
-        bufferevent_disable(c->bev, EV_WRITE); /* until a socket is full: see http_conn_flush() */
-    bufferevent_enable(c->bev, EV_READ);
     return c;
 }

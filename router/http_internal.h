@@ -5,12 +5,15 @@
 #ifndef BATON_ROUTER_HTTP_INTERNAL_H
 #define BATON_ROUTER_HTTP_INTERNAL_H
 
-#include <event2/buffer.h>
-#include <event2/bufferevent.h>
+#include <event2/event.h>
 
 #include "router/http_server.h"
+#include "router/http_socket.h"
 
 #define HTTP_NEVER UINT64_MAX
+
+/* Taken from a socket at once; also input held for the next request. */
+enum { HTTP_READ_BYTES_MAX = 64 << 10 };
 
 enum http_phase {
     HTTP_PHASE_IDLE,
@@ -24,7 +27,8 @@ enum http_phase {
 struct http_exchange {
     struct http_server *server;
     struct http_exchange *prev, *next; /* the server's list */
-    struct bufferevent *bev;
+    struct http_socket socket;
+    struct event *readable, *writable; /* writable: added while the socket is full */
     struct event *timer;
     uint64_t deadline_us; /* of the phase; HTTP_NEVER for none */
     uint64_t timer_us;    /* when the timer fires; HTTP_NEVER while it is not armed. Deadlines that
@@ -32,16 +36,19 @@ struct http_exchange {
     uint64_t body_since_us;
     enum http_phase phase;
     size_t dirty_at;        /* place in the server's dirty list + 1; 0: not there */
-    size_t out_at, out_len; /* what of the server's outbox is its own; follows what its bufferevent
-                               has, and one of the two is empty while bytes are added */
+    struct buf in;          /* arrived, for the next request */
+    struct buf out;         /* did not fit into the socket */
+    size_t out_sent;        /* of out */
+    size_t out_at, out_len; /* what of the server's outbox is its own; follows what is in out, and
+                               one of the two is empty while bytes are added */
     bool in_pump;           /* on the stack: do not free */
     bool streaming;         /* http_reply_start() was called */
     bool chunked;           /* and the stream is chunked */
     bool close_after;       /* no keep-alive after this answer */
+    bool paused;            /* not read from: too much is held */
     bool half_closed;       /* the client sends nothing more */
-    bool tls;
-    bool answering; /* a request was handed over and has not ended: on_end is owed */
-    int status;     /* of its answer; 0: none yet */
+    bool answering;         /* a request was handed over and has not ended: on_end is owed */
+    int status;             /* of its answer; 0: none yet */
     uint64_t begun_us, body_bytes;
     uint64_t note[HTTP_NOTE_BYTES / 8];
     struct http_parser parser;
@@ -59,13 +66,13 @@ struct http_server {
     struct http_server_callbacks callbacks;
     struct http_server_stats stats;
     struct http_exchange *first;
-    /* Connections with output of this turn: written once, at its end, straight to the socket. Going
-     * through the event loop would cost two more system calls for each. The bytes of all wait in
-     * one buffer: a bufferevent's own costs allocations for each, and gets what the socket did not.
-     */
+    /* Connections with output of this turn: written once, at its end. Going through the event loop
+     * would cost two more system calls for each. The bytes of all wait in one buffer: an own costs
+     * allocations for each, and gets what the socket did not take. */
     struct http_exchange **dirty; /* [n_dirty] of [cap_dirty]; NULL: gone meanwhile */
     struct buf outbox;
     size_t n_dirty, cap_dirty;
+    char *arrived; /* [HTTP_READ_BYTES_MAX]: read from one socket at a time, then parsed */
     struct event *flush;
     int port;
     bool draining;

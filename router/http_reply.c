@@ -109,7 +109,7 @@ void http_reply_start(struct http_exchange *x, int status, const char *content_t
 
 size_t http_reply_pending(const struct http_exchange *x)
 {
-    return x->out_len + evbuffer_get_length(bufferevent_get_output(x->bev));
+    return x->out_len + x->out.len - x->out_sent;
 }
 
 /* The line before a chunk. @return its length, at most 18 */

@@ -147,7 +147,8 @@ enum status_code http_server_new(struct event_base *base, const struct http_serv
     s->callbacks = *callbacks;
     s->accept_again = evtimer_new(base, on_accept_again, s);
     s->flush = event_new(base, -1, 0, on_flush, s);
-    if (s->accept_again == NULL || s->flush == NULL) {
+    s->arrived = malloc(HTTP_READ_BYTES_MAX);
+    if (s->accept_again == NULL || s->flush == NULL || s->arrived == NULL) {
         http_server_free(s);
         return status_set(st, ST_EXHAUSTED, "no memory for the HTTP server");
     }
@@ -173,6 +174,7 @@ void http_server_free(struct http_server *s)
     if (s->flush != NULL)
         event_free(s->flush);
     free(s->dirty);
+    free(s->arrived);
     buf_deinit(&s->outbox);
     free(s);
 }

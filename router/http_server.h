@@ -1,5 +1,5 @@
 /*
- * http_server: HTTP/1.1 connections of one event loop, on libevent's bufferevents.
+ * http_server: HTTP/1.1 connections of one event loop, plain or TLS.
  *
  *   accept ─▶ IDLE ─▶ HEAD ─▶ BODY ─▶ REPLYING ─▶ IDLE (keep-alive)
  *                │       │       │        │

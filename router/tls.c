@@ -38,7 +38,9 @@ enum status_code tls_server_context(const char *certfile, const char *keyfile, S
     if (ctx == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for TLS");
     SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
-    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
+    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
+                                 SSL_OP_IGNORE_UNEXPECTED_EOF); /* bodies have lengths */
+    SSL_CTX_set_read_ahead(ctx, 1); /* a record's head and body by one system call */
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS); /* 34 KB less for an idle connection */
     SSL_CTX_set_alpn_select_cb(ctx, choose_protocol, NULL);
     if (SSL_CTX_use_certificate_chain_file(ctx, certfile) != 1)

@@ -284,26 +284,28 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 
 /* ---- choosing -------------------------------------------------------------------------------- */
 
-/* Names the whole pages of a prompt. @return how many */
-static size_t name_pages(struct workers *ws, const struct workers_request *r)
+/* Names the whole pages of a prompt in ws->pages; fewer when nobody wants them or without memory.
+ */
+static void name_pages(struct workers *ws, const struct workers_request *r)
 {
     size_t n = r->n_ids / PREFIX_BLOCK_TOKENS;
     uint64_t h = 0;
 
+    ws->n_pages = 0;
     if (!policy_wants_pages(ws->policy[WORKER_PREFILL]) &&
         !policy_wants_pages(ws->policy[WORKER_DECODE]))
-        return 0;
+        return;
     if (n > ws->cap_pages) {
         uint64_t *more = realloc(ws->pages, n * sizeof(*more));
 
         if (more == NULL)
-            return 0;
+            return;
         ws->pages = more;
         ws->cap_pages = n;
     }
     for (size_t i = 0; i < n; i++)
         ws->pages[i] = h = prefix_block_hash(h, r->salt, r->ids + i * PREFIX_BLOCK_TOKENS);
-    return n;
+    ws->n_pages = n;
 }
 
 static bool avoided(const struct workers_request *r, uint32_t idx)
@@ -369,7 +371,8 @@ bool workers_choose(struct workers *ws, const struct workers_request *r, struct 
     };
 
     *out = (struct workers_choice){0};
-    pr.n_pages = name_pages(ws, r);
+    name_pages(ws, r);
+    pr.n_pages = ws->n_pages;
     pr.pages = ws->pages;
     if (policy_pick(ws->policy[WORKER_DECODE], &pr, &out->decode_choice))
         out->decode = ws->by_idx[WORKER_DECODE][out->decode_choice.worker];
@@ -389,7 +392,7 @@ void workers_began(struct workers *ws, const struct workers_request *r,
 {
     struct policy_request pr = {.n_ids = r->n_ids, .ids = r->ids};
 
-    pr.n_pages = name_pages(ws, r);
+    pr.n_pages = ws->n_pages;
     pr.pages = ws->pages;
     *out = (struct workers_ticket){
         .decode = c->decode, .prefill = c->prefill_worker, .n_ids = (uint32_t)r->n_ids};

@@ -166,7 +166,7 @@ struct workers_choice {
 bool workers_choose(struct workers *ws, const struct workers_request *r,
                     struct workers_choice *out);
 
-/** The request was sent. @param out  zero */
+/** The request, the last that was chosen for, was sent. @param out  zero */
 void workers_began(struct workers *ws, const struct workers_request *r,
                    const struct workers_choice *c, struct workers_ticket *out);
 

@@ -23,8 +23,9 @@ struct workers {
     struct event *flush;
     struct policy *policy[2];
     uint64_t model_fingerprint; /* of the decode workers that are ready */
-    uint64_t *pages;            /* scratch: names of a prompt's pages */
-    size_t cap_pages;
+    uint64_t
+        *pages; /* [n_pages] of [cap_pages]: names of the prompt's pages that was chosen for last */
+    size_t n_pages, cap_pages;
     uint64_t room, context_length; /* requests; tokens: see workers_settle() */
     uint32_t turn;                 /* among those whose breaker is open */
     struct rpc_arena replies;      /* one decode worker's reply at a time */

@@ -306,10 +306,11 @@ static uint64_t waiting_tokens(const struct engine *e)
     return n;
 }
 
-/* Of the pages taken, those that are not just cached; where sequences share pages, a few more. */
-static uint32_t pages_busy(const struct engine *e, uint32_t taken)
+/* Of the pages taken, those that are not just cached; where sequences share pages, or use pinned
+ * ones, a few more. */
+static uint32_t pages_busy(const struct engine *e, uint32_t taken, uint32_t pinned)
 {
-    uint32_t held = slab_n_quarantined(e->pages);
+    uint32_t held = slab_n_quarantined(e->pages) + pinned;
 
     for (const struct sequence *s = e->active.first; s != NULL; s = s->next)
         held += s->n_pages;
@@ -334,7 +335,7 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out)
         out->pins = cache.pins;
         out->pins_refused = cache.pins_refused;
     }
-    out->pages_busy = pages_busy(e, out->pages_used);
+    out->pages_busy = pages_busy(e, out->pages_used, out->pages_pinned);
     out->snapshots =
         e->snapshots != NULL ? slab_units(e->snapshots) - slab_n_free(e->snapshots) : 0;
     out->waiting_tokens = waiting_tokens(e);

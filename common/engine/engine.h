@@ -11,7 +11,8 @@
  *           never on its company, chunks, cached prefix, drafts or retractions. All pages and slots
  *           are free or in the prefix cache when no sequence is in. A step allocates nothing.
  *           Admission is in order of the policy and never overtakes for ever: an admitted sequence
- *           fits, and what does not fit now waits in front.
+ *           fits, and what does not fit now waits in front. The oldest prompt that computes has
+ *           half of every step's chunk; a much shorter one does not wait for it.
  * Threads   one: the engine thread.
  */
 #ifndef BATON_COMMON_ENGINE_ENGINE_H
@@ -115,7 +116,7 @@ struct engine_stats {
     uint32_t n_waiting, n_held, n_running;
     uint32_t pages_free, pages_cached, snapshots;
     uint32_t pages_used, slots_used; /* taken, for whatever */
-    uint32_t pages_busy;             /* of sequences or in quarantine: neither free nor evictable */
+    uint32_t pages_busy; /* of sequences, pinned or in quarantine: neither free nor evictable */
     uint32_t pages_pinned;
     uint64_t pins, pins_refused;
     uint64_t waiting_tokens; /* not yet computed, of those waiting and of prompts that run */

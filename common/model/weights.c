@@ -617,14 +617,42 @@ static uint64_t hash_tensor(uint64_t h, const struct tensor *t)
     return hash(h, t->shape, sizeof(t->shape));
 }
 
-/* Samples spread over the tensor, both ends included: reading all bytes would read the disk twice.
- */
+/* Samples are spread over the tensor, both ends included: reading all bytes would read the disk
+ * twice. A small tensor is one sample. */
+static int n_samples(const struct tensor *t)
+{
+    return t->bytes <= (uint64_t)SAMPLES * SAMPLE_BYTES ? 1 : SAMPLES;
+}
+
+static const uint8_t *sample(const struct tensor *t, int i, size_t *bytes)
+{
+    bool whole = n_samples(t) == 1;
+
+    *bytes = whole ? t->bytes : SAMPLE_BYTES;
+    return whole ? t->data : t->data + (t->bytes - SAMPLE_BYTES) / (SAMPLES - 1) * (uint64_t)i;
+}
+
+/* Asks for the pages of all samples: the disk then brings them at once, not one after the other. */
+static void ask_for_samples(const struct tensor *t)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+
+    for (int i = 0; i < n_samples(t); i++) {
+        size_t bytes;
+        uintptr_t at = (uintptr_t)sample(t, i, &bytes), first = at / page * page;
+
+        madvise((void *)first, at - first + bytes, MADV_WILLNEED); /* a hint */
+    }
+}
+
 static uint64_t hash_samples(uint64_t h, const struct tensor *t)
 {
-    if (t->bytes <= (uint64_t)SAMPLES * SAMPLE_BYTES)
-        return hash(h, t->data, t->bytes);
-    for (uint64_t i = 0; i < SAMPLES; i++)
-        h = hash(h, t->data + (t->bytes - SAMPLE_BYTES) / (SAMPLES - 1) * i, SAMPLE_BYTES);
+    for (int i = 0; i < n_samples(t); i++) {
+        size_t bytes;
+        const uint8_t *at = sample(t, i, &bytes);
+
+        h = hash(h, at, bytes);
+    }
     return h;
 }
 
@@ -633,12 +661,12 @@ uint64_t weights_fingerprint(const struct safetensors *s, const struct model_con
     uint64_t h = hash(0xCBF29CE484222325u, c, sizeof(*c));
     size_t n;
     const struct tensor *t = safetensors_all(s, &n);
-    size_t step;
+    size_t step = n / SAMPLED_TENSORS + 1; /* some of many tensors: a release has 70,000 */
 
+    for (size_t i = 0; i < n; i += step)
+        ask_for_samples(&t[i]);
     for (size_t i = 0; i < n; i++)
         h = hash_tensor(h, &t[i]);
-    /* Some of many tensors: a release has 70,000, and each sample may wait for the disk. */
-    step = n / SAMPLED_TENSORS + 1;
     for (size_t i = 0; i < n; i += step)
         h = hash_samples(h, &t[i]);
     return h;

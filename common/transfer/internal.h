@@ -10,8 +10,8 @@
  *   lane_ucx.c         bytes over UCX: RDMA, shared memory
  *   lane_tcp.c         bytes over a socket, the sending side
  *   lifeline.c         tells each side that the other has ended, the sending side
- *   link_probe.c       measures the way to a peer
  *   dial.c             connects those two to a peer; tcp_server.c is whom they talk to
+ *   link_probe.c       measures the way to a peer
  *   transport.c        which transports may be used, and which one was
  *
  * Any thread pushes a command to the mailbox; everything else is touched by the transfer thread

@@ -97,8 +97,8 @@ enum status_code transfer_describe_to(struct transfer *t, transfer_end_fn on_end
 bool transfer_revoke(struct transfer *t, uint64_t writer);
 
 /**
- * Connects to a peer described by its transfer_describe() bytes (input: checked). Over a socket the
- * connection is made in the background, 8 s at most: a put waits for it, and ends with
+ * Connects to a peer described by its transfer_describe() bytes (input: checked). The lifeline, and
+ * a socket lane, are dialled in the background, 8 s at most: a put waits for them, and ends with
  * ST_UNAVAILABLE and the addresses tried when there is none.
  * @param name  for logs
  * @return ST_OK; ST_INVALID: these bytes are no descriptor; ST_UNAVAILABLE: no allowed transport

@@ -79,6 +79,11 @@ enum status_code kv_node_ask(int fd, const struct kv_request *q, const struct kv
                              const uint32_t *crc, double *value, struct buf *out,
                              struct status *st);
 
+/** The two halves of kv_node_ask(): requests may be sent ahead, they are answered in order. */
+bool kv_node_send(int fd, const struct kv_request *q, const struct kv_set *set,
+                  const uint32_t *crc);
+enum status_code kv_node_reply(int fd, double *value, struct buf *out, struct status *st);
+
 /** Processor seconds of this process. */
 double kv_cpu_seconds(void);
 

@@ -180,18 +180,22 @@ int kv_node_serve(int fd)
     return 0;
 }
 
-enum status_code kv_node_ask(int fd, const struct kv_request *q, const struct kv_set *set,
-                             const uint32_t *crc, double *value, struct buf *out, struct status *st)
+bool kv_node_send(int fd, const struct kv_request *q, const struct kv_set *set, const uint32_t *crc)
 {
     struct kv_request full = *q;
-    struct kv_reply a;
 
     full.n_pieces = set != NULL ? (uint32_t)set->n_pieces : 0;
     full.n_groups = set != NULL ? set->n_groups : 0;
-    if (!write_all(fd, &full, sizeof(full)) ||
-        (set != NULL && !write_all(fd, set->pieces, set->n_pieces * sizeof(*set->pieces))) ||
-        (crc != NULL && !write_all(fd, crc, set->n_groups * sizeof(*crc))) ||
-        !read_all(fd, &a, sizeof(a)))
+    return write_all(fd, &full, sizeof(full)) &&
+           (set == NULL || write_all(fd, set->pieces, set->n_pieces * sizeof(*set->pieces))) &&
+           (crc == NULL || write_all(fd, crc, set->n_groups * sizeof(*crc)));
+}
+
+enum status_code kv_node_reply(int fd, double *value, struct buf *out, struct status *st)
+{
+    struct kv_reply a;
+
+    if (!read_all(fd, &a, sizeof(a)))
         return status_set(st, ST_UNAVAILABLE, "the other process hung up");
     if (a.len > 0) {
         size_t at = out->len;
@@ -206,4 +210,12 @@ enum status_code kv_node_ask(int fd, const struct kv_request *q, const struct kv
     *st = a.st;
     st->msg[sizeof(st->msg) - 1] = '\0';
     return st->code;
+}
+
+enum status_code kv_node_ask(int fd, const struct kv_request *q, const struct kv_set *set,
+                             const uint32_t *crc, double *value, struct buf *out, struct status *st)
+{
+    if (!kv_node_send(fd, q, set, crc))
+        return status_set(st, ST_UNAVAILABLE, "the other process hung up");
+    return kv_node_reply(fd, value, out, st);
 }

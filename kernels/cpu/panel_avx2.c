@@ -96,6 +96,24 @@ INLINE __m256 e8m0_f32(const uint8_t *scale)
         _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x400000))));
 }
 
+/* The scales of one group, f32 of 8 rows each. Nearly all are between 1 and 254, where an E8M0 byte
+ * is the exponent of an f32. */
+INLINE void group_scales_load(__m256 to[BLOCKS], const uint8_t *scale)
+{
+    const __m256i one = _mm256_set1_epi8(1);
+    __m256i low = _mm256_add_epi8(_mm256_loadu_si256((const void *)scale), one);
+    __m256i high = _mm256_add_epi8(_mm256_loadu_si256((const void *)(scale + 32)), one);
+    __m256i least = _mm256_min_epu8(low, high);
+    bool odd = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(least, one), least)) != 0;
+
+    if (__builtin_expect(odd, 0)) {
+        UNROLL for (int b = 0; b < BLOCKS; b++) to[b] = e8m0_f32(scale + b * LANES);
+        return;
+    }
+    UNROLL for (int b = 0; b < BLOCKS; b++) to[b] = _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(scale + b * LANES))), 23));
+}
+
 static void widen(float *out, const uint16_t *x, int n)
 {
     for (int i = 0; i < n; i += 8)
@@ -106,7 +124,7 @@ static void widen(float *out, const uint16_t *x, int n)
 
 /* ---- one x row ------------------------------------------------------------------------------- */
 
-enum { AHEAD = 1536 }; /* bytes prefetched ahead of the codes being decoded */
+enum { AHEAD = 4096 }; /* bytes prefetched ahead of the codes being decoded */
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {
@@ -124,18 +142,20 @@ static void one_fp4(float *out, const struct panel *p, const uint16_t *x)
 {
     const struct fp4_tables t = fp4_tables_load();
     const uint8_t *at = p->data;
+    __m256 y[BLOCKS];
 
-    memset(out, 0, PANEL_ROWS * sizeof(*out));
+    UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm256_setzero_ps();
     for (int g = 0; g < p->cols; g += PANEL_FP4_GROUP, at += PANEL_FP4_BYTES) {
         float xf[PANEL_FP4_GROUP];
 
         widen(xf, x + g, PANEL_FP4_GROUP);
         __asm__("" : "+m"(xf)); /* broadcasts shall come from memory */
-        prefetch(at + AHEAD, 17);
-        __m256 s[BLOCKS];
+        __m256 s[BLOCKS], scale[BLOCKS];
 
         UNROLL for (int b = 0; b < BLOCKS; b++) s[b] = _mm256_setzero_ps();
+        prefetch(at + AHEAD + 1024, 1);
         for (int j = 0; j < 4; j++) {
+            prefetch(at + AHEAD + j * 256, 4);
             UNROLL for (int b = 0; b < BLOCKS; b++)
             {
                 __m256i w[4];
@@ -145,14 +165,10 @@ static void one_fp4(float *out, const struct panel *p, const uint16_t *x)
                     step(s[b], odd_of(w[i]), even_of(w[i]), xf + 8 * j + 2 * i);
             }
         }
-        UNROLL for (int b = 0; b < BLOCKS; b++)
-        {
-            __m256 y = _mm256_loadu_ps(out + b * LANES);
-
-            y = _mm256_fmadd_ps(s[b], e8m0_f32(at + 1024 + b * LANES), y);
-            _mm256_storeu_ps(out + b * LANES, y);
-        }
+        group_scales_load(scale, at + 1024);
+        UNROLL for (int b = 0; b < BLOCKS; b++) y[b] = _mm256_fmadd_ps(s[b], scale[b], y[b]);
     }
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm256_storeu_ps(out + b * LANES, y[b]);
 }
 
 /* Columns [k, end) of one group, all 64 rows in 8 chains. */

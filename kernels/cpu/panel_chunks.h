@@ -56,9 +56,13 @@ INLINE void multiply_chunks(float *out, const struct panel *p, const uint16_t *c
                             struct panel_scratch *scratch, chunk_decode_fn decode,
                             chunk_tile_fn tile, chunk_widen_fn widen)
 {
+    /* As f32 a chunk of 128 columns is 32 KB and, with the sums of 64 rows, more than L1: FP4's
+     * groups let it be half of that. */
+    const int step = p->type == WEIGHT_FP4 && widen != NULL ? PANEL_CHUNK / 2 : PANEL_CHUNK;
+
     memset(out, 0, (size_t)n_x * PANEL_ROWS * sizeof(*out));
-    for (int k = 0; k < p->cols; k += PANEL_CHUNK) {
-        int n = p->cols - k < PANEL_CHUNK ? p->cols - k : PANEL_CHUNK;
+    for (int k = 0; k < p->cols; k += step) {
+        int n = p->cols - k < step ? p->cols - k : step;
         struct chunk c = decode(p, k, n, scratch);
 
         for (int i = 0; i < n_x; i += TILE) {

@@ -12,8 +12,9 @@
 
 enum { HC_MAX = 8, MIX_MAX = (2 + HC_MAX) * HC_MAX, TOKENS = 4, FN_ROWS = 6 };
 
-/* Tokens of an item, and columns at a time: 6 rows of fn stay in L1 for all of them. */
-enum { ITEM_TOKENS = 64, CHUNK = 512 };
+/* Tokens of an item, and columns at a time: 24 rows of fn and TOKENS streams, both f32, stay in L1.
+ * Fewer tokens read fn where it lies, in longer runs. */
+enum { ITEM_TOKENS = 64, CHUNK = 256, RUN = TOKENS * CHUNK };
 
 struct hc_job {
     const struct kernel_dims *dims;
@@ -35,9 +36,9 @@ static const uint16_t *stream(const struct hc_job *job, int64_t t)
     return job->streams + row * job->dims->hc * job->dims->hidden;
 }
 
-/* sum[i][j] += s[i] * fn[j] over n columns, in VF_LANES lanes, in order. */
-SIMD void mix_tile(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
-                   int64_t stride, int64_t n, const int n_tokens, const int n_rows)
+/* sum[i][j] += x[i] * fn[j] over n columns, in VF_LANES lanes, in order. x [n_tokens][CHUNK]. */
+SIMD void mix_tile(float (*sum)[FN_ROWS][VF_LANES], const float *x, const float *fn, int64_t stride,
+                   int64_t n, const int n_tokens, const int n_rows)
 {
     vf acc[TOKENS][FN_ROWS];
 
@@ -54,7 +55,7 @@ SIMD void mix_tile(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, co
             w[j] = vf_load(fn + j * stride + c);
 #pragma GCC unroll 8
         for (int i = 0; i < n_tokens; i++) {
-            vf v = vf_load_bf16(s[i] + c);
+            vf v = vf_load(x + i * CHUNK + c);
 
 #pragma GCC unroll 8
             for (int j = 0; j < n_rows; j++)
@@ -68,31 +69,37 @@ SIMD void mix_tile(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, co
             vf_store(sum[i][j], acc[i][j]);
 }
 
-/* The same for any number of tokens and up to FN_ROWS rows. */
-static void mix_chunk(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
-                      int64_t stride, int64_t n, int n_tokens, int n_rows)
+/* The same for TOKENS or one and up to FN_ROWS rows. */
+static void mix_rows(float (*sum)[FN_ROWS][VF_LANES], const float *x, const float *fn,
+                     int64_t stride, int64_t n, int n_tokens, int n_rows)
 {
-    int i = 0;
-
     if (n_rows == FN_ROWS) {
-        for (; i + TOKENS <= n_tokens; i += TOKENS)
-            mix_tile(sum + i, s + i, fn, stride, n, TOKENS, FN_ROWS);
-        for (; i < n_tokens; i++)
-            mix_tile(sum + i, s + i, fn, stride, n, 1, FN_ROWS);
+        if (n_tokens == TOKENS)
+            mix_tile(sum, x, fn, stride, n, TOKENS, FN_ROWS);
+        else
+            mix_tile(sum, x, fn, stride, n, 1, FN_ROWS);
         return;
     }
-    for (; i < n_tokens; i++)
+    for (int i = 0; i < n_tokens; i++)
         for (int j = 0; j < n_rows; j++) {
             float one[1][FN_ROWS][VF_LANES];
 
             memcpy(one[0][0], sum[i][j], sizeof(one[0][0]));
-            mix_tile(one, s + i, fn + j * stride, stride, n, 1, 1);
+            mix_tile(one, x + i * CHUNK, fn + j * stride, stride, n, 1, 1);
             memcpy(sum[i][j], one[0][0], sizeof(one[0][0]));
         }
 }
 
-/* sum += s . s over n columns, in two times VF_LANES lanes. */
-SIMD void self_dot(float (*sum)[VF_LANES], const uint16_t *s, int64_t n)
+/* Asks for the columns that come next: so little is read of each stream at a time that no
+ * prefetcher sees what will be. (Asking for fn too gained nothing.) */
+SIMD void ask_stream(const uint16_t *s, int64_t n)
+{
+    for (int64_t c = 0; c < n; c += 32)
+        _mm_prefetch((const char *)(s + c), _MM_HINT_T1);
+}
+
+/* x = s as f32, and sum += s . s over n columns, in two times VF_LANES lanes. */
+SIMD void widen(float *x, float (*sum)[VF_LANES], const uint16_t *s, int64_t n)
 {
     vf a = vf_load(sum[0]), b = vf_load(sum[1]);
     int64_t c;
@@ -102,29 +109,55 @@ SIMD void self_dot(float (*sum)[VF_LANES], const uint16_t *s, int64_t n)
 
         a = vf_fma(u, u, a);
         b = vf_fma(v, v, b);
+        vf_store(x + c, u);
+        vf_store(x + c + VF_LANES, v);
     }
-    if (c < n)
-        a = vf_fma(vf_load_bf16(s + c), vf_load_bf16(s + c), a);
+    if (c < n) {
+        vf u = vf_load_bf16(s + c);
+
+        a = vf_fma(u, u, a);
+        vf_store(x + c, u);
+    }
     vf_store(sum[0], a);
     vf_store(sum[1], b);
 }
 
-/* A chunk of n_rows <= FN_ROWS rows of fn for all tokens of an item. Apart as they lie, the rows
- * and the streams would fall into the same sets of L1: with tokens enough to pay for it, the rows
- * are brought together first. */
-static void mix_rows(float (*sum)[FN_ROWS][VF_LANES], const uint16_t *const *s, const float *fn,
-                     int64_t stride, int64_t n, int n_tokens, int n_rows)
-{
-    float near[FN_ROWS * CHUNK] __attribute__((aligned(64)));
+/* Sums of one item, in lanes. */
+struct mix_sums {
+    float row[MIX_MAX / FN_ROWS + 1][ITEM_TOKENS][FN_ROWS][VF_LANES];
+    float self[ITEM_TOKENS][2][VF_LANES];
+} __attribute__((aligned(64)));
 
-    if (n_tokens >= TOKENS) {
-        for (int j = 0; j < n_rows; j++)
-            for (int64_t c = 0; c < n; c += VF_LANES)
-                vi_copy(near + j * CHUNK + c, fn + j * stride + c);
+/* Columns [c, c + n), rows [j0, end) of fn, n_tokens tokens from t0 on. */
+static void mix_columns(const struct hc_job *job, struct mix_sums *sums, int64_t c, int64_t n,
+                        int j0, int end, int t0, int n_tokens)
+{
+    float near[MIX_MAX * CHUNK] __attribute__((aligned(64)));
+    float x[RUN] __attribute__((aligned(64)));
+    int64_t stride = (int64_t)job->dims->hc * job->dims->hidden;
+    const float *fn = job->fn + j0 * stride + c;
+    bool many = n_tokens >= TOKENS;
+
+    if (many) { /* together: as they lie, rows fall into the same sets of L1 */
+        for (int j = 0; j < end - j0; j++)
+            for (int64_t i = 0; i < n; i += VF_LANES)
+                vi_copy(near + j * CHUNK + i, fn + j * stride + i);
         fn = near;
         stride = CHUNK;
     }
-    mix_chunk(sum, s, fn, stride, n, n_tokens, n_rows);
+    for (int i = 0, some; i < n_tokens; i += some) {
+        some = n_tokens - i >= TOKENS ? TOKENS : 1;
+        for (int k = 0; k < some; k++) {
+            const uint16_t *s = stream(job, t0 + i + k) + c;
+
+            if (many)
+                ask_stream(s + n, n);
+            widen(x + k * CHUNK, sums->self[i + k], s, n);
+        }
+        for (int j = 0; j < end - j0; j += FN_ROWS)
+            mix_rows(sums->row[j / FN_ROWS] + i, x, fn + j * stride, stride, n, some,
+                     end - j0 - j < FN_ROWS ? end - j0 - j : FN_ROWS);
+    }
 }
 
 static void mix_item(void *arg, int64_t item, struct cpu_part *part)
@@ -135,31 +168,21 @@ static void mix_item(void *arg, int64_t item, struct cpu_part *part)
     int j0 = (int)(item % job->n_row_items) * job->item_rows;
     int n_tokens = job->T - t0 < ITEM_TOKENS ? job->T - t0 : ITEM_TOKENS;
     int end = j0 + job->item_rows < job->n_fn ? j0 + job->item_rows : job->n_fn;
-    const uint16_t *at[ITEM_TOKENS];
-    float sum[MIX_MAX / FN_ROWS + 1][ITEM_TOKENS][FN_ROWS][VF_LANES] __attribute__((aligned(64)));
-    float self[ITEM_TOKENS][2][VF_LANES] = {0};
+    int64_t step = n_tokens >= TOKENS ? CHUNK : RUN;
+    struct mix_sums sums;
 
     (void)part;
-    memset(sum, 0, (size_t)((end - j0 + FN_ROWS - 1) / FN_ROWS) * sizeof(sum[0]));
-    for (int64_t c = 0; c < n; c += CHUNK) {
-        int64_t some = n - c < CHUNK ? n - c : CHUNK;
-
-        for (int i = 0; i < n_tokens; i++) {
-            at[i] = stream(job, t0 + i) + c;
-            if (j0 == 0)
-                self_dot(self[i], at[i], some);
-        }
-        for (int j = j0; j < end; j += FN_ROWS)
-            mix_rows(sum[(j - j0) / FN_ROWS], at, job->fn + j * n + c, n, some, n_tokens,
-                     end - j < FN_ROWS ? end - j : FN_ROWS);
-    }
+    memset(sums.row, 0, (size_t)((end - j0 + FN_ROWS - 1) / FN_ROWS) * sizeof(sums.row[0]));
+    memset(sums.self, 0, sizeof(sums.self));
+    for (int64_t c = 0; c < n; c += step)
+        mix_columns(job, &sums, c, n - c < step ? n - c : step, j0, end, t0, n_tokens);
     for (int i = 0; i < n_tokens; i++) {
         float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
 
         for (int j = j0; j < end; j++)
-            mix[j] = vf_sum(vf_load(sum[(j - j0) / FN_ROWS][i][(j - j0) % FN_ROWS]));
+            mix[j] = vf_sum(vf_load(sums.row[(j - j0) / FN_ROWS][i][(j - j0) % FN_ROWS]));
         if (j0 == 0)
-            mix[job->n_fn] = vf_sum(vf_load(self[i][0]) + vf_load(self[i][1]));
+            mix[job->n_fn] = vf_sum(vf_load(sums.self[i][0]) + vf_load(sums.self[i][1]));
     }
 }
 

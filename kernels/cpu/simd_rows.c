@@ -4,19 +4,28 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
+#include <math.h>
+
 /* One block of n <= 128 values. The inverse of a power of two is exact, so x * (1 / scale) is x /
  * scale. */
 static void quant_block(uint16_t *out, const uint16_t *x, int n)
 {
-    vf most = vf_set1(0.f);
+    vf most = vf_set1(0.f), nan = most;
     int i;
 
-    for (i = 0; i + VF_LANES <= n; i += VF_LANES)
-        most = vf_max(most, vf_abs(vf_load_bf16(x + i)));
-    if (i < n)
-        most = vf_max(most, vf_abs(vf_load_bf16_some(x + i, n - i)));
+    for (i = 0; i < n; i += VF_LANES) {
+        vf v = n - i >= VF_LANES ? vf_load_bf16(x + i) : vf_load_bf16_some(x + i, n - i);
+
+        most = vf_max(most, vf_abs(v));
+        nan = vf_select_nan(v, v, nan);
+    }
     float amax = vf_most(most);
 
+    if (__builtin_expect(isnan(vf_sum(nan)), 0)) { /* the scale is NaN, and so are all */
+        for (i = 0; i < n; i++)
+            out[i] = 0x7FC0;
+        return;
+    }
     if (!(amax > 1e-4f))
         amax = 1e-4f;
     vf scale = vf_set1(pow2_ceil(amax * (float)(1 / 448.0)));

@@ -9,6 +9,7 @@ enum {
     TABLES = 1024,
     TABLE_BITS = 10,
     SLOTS_MIN = 16,
+    STAGGER_SLOTS = 512,
     INLINE_MAX = 3,
     SET = 255,              /* of n */
     MMAP_BYTES_MIN = 32768, /* larger tables go back to the system when they have grown */
@@ -292,10 +293,21 @@ static bool full(const struct table *t)
     return t->n + 1 > t->n_slots - t->n_slots / 5; /* at most 0.8 */
 }
 
-/* Grows by a quarter, when the cap allows. */
-static bool grow(struct kv_index *ix, struct table *t)
+/* By a quarter. Once by more, by another share for each table: names fall evenly, and tables of one
+ * size would all grow within the same few inserts. */
+static uint32_t next_size(const struct kv_index *ix, const struct table *t)
 {
     uint32_t n = t->n_slots == 0 ? SLOTS_MIN : t->n_slots + t->n_slots / 4;
+
+    if (t->n_slots < STAGGER_SLOTS && n >= STAGGER_SLOTS)
+        n += (uint32_t)((uint64_t)(n / 4) * (uint64_t)(t - ix->tables) / TABLES);
+    return n;
+}
+
+/* Grows when the cap allows. */
+static bool grow(struct kv_index *ix, struct table *t)
+{
+    uint32_t n = next_size(ix, t);
     size_t more = slots_bytes(n) - slots_bytes(t->n_slots);
     struct table old = *t;
 

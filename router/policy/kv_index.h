@@ -1,8 +1,9 @@
 /*
  * kv_index: which workers hold which pages, by the pages' 64-bit names (common/kv/block_hash.h).
  *
- * 1024 small open-addressing tables of 16-byte entries, each growing by a quarter on its own, so
- * that no insert rehashes more than a thousandth of the whole:
+ * 1024 small open-addressing tables of 16-byte entries, each growing by a quarter on its own and at
+ * a time of its own, so that no insert rehashes more than a thousandth of the whole and few inserts
+ * do:
  *
  *   entry  0  u64 name (0: empty)
  *          8  u16 holder[3], or u32 set index when n is SET

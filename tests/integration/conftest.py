@@ -21,7 +21,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("BATON_BUILD", ROOT / "build"))
 SANITIZE = os.environ.get("BATON_SANITIZE", "")
-SLOW = 8 if SANITIZE else 1  # sanitizers stretch every bound, never the meaning of a test
+CPU_ISA = os.environ.get("BATON_TEST_CPU_ISA", "")  # of every process that computes, unless a test chose one
+SLOW = 8 if SANITIZE or CPU_ISA == "ref" else 1  # stretches every bound, never the meaning of a test
 BINARY = {
     "prefill": BUILD / "prefill/baton-prefill",
     "decode": BUILD / "decode/baton-decode",
@@ -31,8 +32,15 @@ BINARY = {
 }
 
 
+def with_isa(name, args):
+    """The arguments of a process, with the instruction set that this run asks for."""
+    computes = name in ("prefill", "decode", "logits")
+    return [*args, "--cpu-isa", CPU_ISA] if CPU_ISA and computes and "--cpu-isa" not in args else list(args)
+
+
 def run_baton(*args, input=None, timeout=600, check=True):
     """Runs the baton tool; returns its standard output as text."""
+    args = with_isa(args[0], args)
     r = subprocess.run([str(BINARY["baton"]), *map(str, args)], input=input, timeout=timeout,
                        capture_output=True, text=True)
     if check and r.returncode != 0:
@@ -97,6 +105,7 @@ class Process:
     def __init__(self, name, args, log, prefix=(), env=None):
         self.name, self.log = name, log
         self.file = open(log, "ab")
+        args = with_isa(name, args)
         self.p = subprocess.Popen([*prefix, str(BINARY[name]), *map(str, args)], stdout=self.file,
                                   stderr=self.file, env={**os.environ, **(env or {})})
 

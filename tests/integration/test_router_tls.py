@@ -1,4 +1,4 @@
-"""TLS for clients, mTLS with workers, traces: the router before mock workers."""
+"""TLS for clients, sockets with and without it, mTLS with workers, traces: the router before mock workers."""
 import contextlib
 import http.client
 import http.server
@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -198,3 +199,105 @@ def test_traces_are_continued_and_exported(cluster):
     finally:
         server.shutdown()
         server.server_close()
+
+
+# ---- the socket itself, plain and TLS ----------------------------------------------------------------
+
+
+@pytest.fixture(params=["plain", "tls"])
+def front(request, cluster, pki):
+    """-> (cluster, connect()): a raw connection of that kind, with a small window."""
+    tls = ["--ssl-certfile", pki / "router.pem", "--ssl-keyfile", pki / "router.key"]
+    c = cluster(router_args=tls if request.param == "tls" else [], start=False, context=1 << 20)
+    context = ssl.create_default_context(cafile=pki / "ca.pem")
+
+    def connect():
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(60 * SLOW)
+        s.connect(("127.0.0.1", c.port))
+        return context.wrap_socket(s, server_hostname="127.0.0.1") if request.param == "tls" else s
+
+    def is_up():
+        with contextlib.suppress(OSError), connect() as s:
+            s.sendall(b"GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            return s.makefile("rb").readline().split()[1] == b"200"
+    wait_until("ready", is_up)
+    return c, connect
+
+
+def post(path, body):
+    data = json.dumps(body).encode()
+    return b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
+
+
+def answer(f):
+    """-> (status, body) of the next answer."""
+    status, n = int(f.readline().split()[1]), 0
+    while (line := f.readline()) != b"\r\n":
+        if line.lower().startswith(b"content-length:"):
+            n = int(line.split()[1])
+    return status, f.read(n)
+
+
+def test_large_bodies_and_answers_that_the_client_takes_slowly_arrive_whole(front):
+    c, connect = front
+    text = "word " * 200000
+    with connect() as s:
+        f = s.makefile("rb")
+        for _ in range(2):
+            s.sendall(post("/tokenize", {"prompt": text}))
+            time.sleep(0.2)  # the socket is full by now, mostly; nothing depends on it
+            status, body = answer(f)
+            assert status == 200 and json.loads(body)["count"] == len(json.loads(body)["tokens"]) > 200000
+
+
+def test_requests_that_pile_up_behind_a_long_answer_are_held_and_then_answered_in_order(front):
+    c, connect = front
+    with connect() as s:
+        s.sendall(post("/v1/chat/completions", chat({"text": "first", "hang_after": 1}, rid="held")))
+        wait_until("runs", lambda: "submit held" in c.decodes[0].text())
+        # More than is held: the rest waits in the sockets, or with the sender.
+        pile = b"".join(post("/tokenize", {"prompt": f"{i} " + "x" * 500}) for i in range(1000))
+        sender = threading.Thread(target=s.sendall, args=(pile,))
+        sender.start()
+        with connect() as other:
+            other.sendall(post("/abort_request", {"rid": "held"}))
+            assert answer(other.makefile("rb"))[0] == 200
+        f = s.makefile("rb")
+        answer(f)
+        first = [answer(f) for _ in range(1000)]
+        sender.join(60 * SLOW)
+        assert not sender.is_alive() and {status for status, _ in first} == {200}
+        with connect() as other:
+            g = other.makefile("rb")
+            for i in (0, 1, 500, 999):
+                other.sendall(post("/tokenize", {"prompt": f"{i} " + "x" * 500}))
+                assert answer(g) == first[i]
+
+
+def test_a_client_that_never_reads_is_cut_off_and_others_are_served(front):
+    c, connect = front
+    with connect() as s:
+        s.sendall(post("/v1/chat/completions", chat({"text": "some words " * 400, "repeat": 200, "batch": 4},
+                                                    stream=True, rid="sleeper")))
+        wait_until("cut off", lambda: "cancel sleeper" in c.decodes[0].text())
+        with connect() as other:
+            other.sendall(post("/v1/chat/completions", chat({"text": "fine"})))
+            assert b"fine" in answer(other.makefile("rb"))[1]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x00" * 70000, b"GET /"])
+def test_connections_that_break_off_at_any_point_leave_nothing(front, garbage):
+    c, connect = front
+    for _ in range(20):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", c.port), timeout=10 * SLOW) as s:
+            s.sendall(garbage)
+    with connect() as s:
+        f = s.makefile("rb")
+
+        def connections():
+            s.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            return [line for line in answer(f)[1].decode().split("\n")
+                    if line.startswith("baton_router_connections ")][0].split()[1]
+        wait_until("only this one", lambda: float(connections()) == 1)

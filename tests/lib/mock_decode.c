@@ -150,23 +150,34 @@ static int64_t number(const struct json *d, const char *key, int64_t absent)
     return v != NULL && json_int(v, &n) ? n : absent;
 }
 
+/* Where the last mock{...} of the prompt begins, in text, its last n tokens. */
+static const char *find_directive(const Baton__V1__DecodeSubmit *m, size_t n, struct buf *text)
+{
+    struct detokenizer d = {0};
+    struct status st;
+    const char *at = NULL;
+    size_t n_prompt = m->n_token_ids - m->n_emitted;
+
+    text->len = 0;
+    for (size_t i = n_prompt > n ? n_prompt - n : 0; i < n_prompt; i++)
+        detokenizer_push(&d, tokenizer, m->token_ids[i], text, &st);
+    for (const char *p = buf_cstr(text); (p = strstr(p, "mock{")) != NULL; p++)
+        at = p + 4;
+    return at;
+}
+
 /* The last mock{...} of the prompt, or NULL. */
 static struct json_doc *directive(const Baton__V1__DecodeSubmit *m)
 {
-    struct detokenizer d = {0};
     struct buf text = {0};
     struct json_doc *doc = NULL;
     struct status st;
-    const char *at = NULL, *end;
-    size_t n_prompt = m->n_token_ids - m->n_emitted;
+    const char *at = find_directive(m, DIRECTIVE_TOKENS / 64, &text), *end;
     int depth = 0;
     bool in_string = false;
 
-    for (size_t i = n_prompt > DIRECTIVE_TOKENS ? n_prompt - DIRECTIVE_TOKENS : 0; i < n_prompt;
-         i++)
-        detokenizer_push(&d, tokenizer, m->token_ids[i], &text, &st);
-    for (const char *p = buf_cstr(&text); (p = strstr(p, "mock{")) != NULL; p++)
-        at = p + 4;
+    if (at == NULL) /* mostly it is short, and others wait for this worker meanwhile */
+        at = find_directive(m, DIRECTIVE_TOKENS, &text);
     for (end = at; end != NULL && *end != '\0'; end++) {
         if (in_string && *end == '\\' && end[1] != '\0')
             end++;

@@ -15,7 +15,7 @@
 
 enum {
     RUNNING = 256,
-    STEPS = 700,
+    STEPS = 500,
     PROMPT = 20,
     LONG = 3000,
     CHUNK = 512,
@@ -80,7 +80,7 @@ static uint32_t short_prompt(int i)
 
 static uint32_t any_prompt(int i)
 {
-    return i == 0 ? LONG : 50 + (uint32_t)i * 97 % 600;
+    return i == 0 ? LONG : 50 + (uint32_t)i * 97 % 250;
 }
 
 static void submit_all(struct bench *b, int32_t vocab, uint32_t (*length)(int i))

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -48,11 +49,37 @@ static void the_first_token_of_those_that_wait_raises_nothing(void **state)
     assert_true(p.ttft_us > 89900);
 }
 
+static void the_kth_end_is_found_whatever_the_order(void **state)
+{
+    uint64_t seed = 1, values[200], copy[200];
+
+    (void)state;
+    for (int round = 0; round < 2000; round++) {
+        size_t n = 1 + (size_t)round % 200, k;
+
+        for (size_t i = 0; i < n; i++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            values[i] = (seed >> 40) % (uint64_t)(1 + round % 50); /* many are equal */
+        }
+        k = 1 + (seed >> 33) % n;
+        memcpy(copy, values, sizeof(copy));
+        uint64_t got = pace_kth(copy, n, k);
+        size_t less = 0, equal = 0;
+
+        for (size_t i = 0; i < n; i++) {
+            less += values[i] < got;
+            equal += values[i] == got;
+        }
+        assert_true(less < k && k <= less + equal);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nobody_waits_while_there_are_places_or_nothing_is_known),
         cmocka_unit_test(one_place_comes_free_every_lifetime_over_places),
+        cmocka_unit_test(the_kth_end_is_found_whatever_the_order),
         cmocka_unit_test(the_first_token_of_those_that_wait_raises_nothing),
     };
 

@@ -85,11 +85,12 @@ static const float *forward(struct side *s, int start, int n)
 static struct handoff_list list_of(const struct side *from, const struct side *to)
 {
     struct handoff_units units = {from->pages, to->pages, from->slot, to->slot};
+    const struct kv_geometry *g = model_get_geometry(from->m);
+    uint32_t end = 2 + handoff_slot_groups(g, PROMPT);
     struct handoff_list list;
     struct status st;
 
-    if (handoff_list_init(&list, model_get_geometry(from->m), &units, PROMPT, 0, 2, true, &st) !=
-        ST_OK)
+    if (handoff_list_init(&list, g, &units, PROMPT, 0, end, &st) != ST_OK)
         fail_msg("%s", st.msg);
     return list;
 }

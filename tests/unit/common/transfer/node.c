@@ -433,6 +433,20 @@ struct node node_fork(void)
     return node_fork_in(NULL);
 }
 
+void node_freeze(struct node *n)
+{
+    int status;
+
+    kill(n->pid, SIGSTOP);
+    assert_int_equal(waitpid(n->pid, &status, WUNTRACED), n->pid);
+    assert_true(WIFSTOPPED(status));
+}
+
+void node_thaw(struct node *n)
+{
+    kill(n->pid, SIGCONT);
+}
+
 void node_kill(struct node *n)
 {
     kill(n->pid, SIGKILL);

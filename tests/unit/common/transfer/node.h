@@ -34,6 +34,10 @@ struct node node_fork(void);
 /** Forks inside the network namespace of that name. */
 struct node node_fork_in(const char *netns);
 
+/** SIGSTOP; returns when all of its threads stand still, which one of them must first be told. */
+void node_freeze(struct node *n);
+void node_thaw(struct node *n);
+
 /** kill -9 and reap; takes one already dead. */
 void node_kill(struct node *n);
 

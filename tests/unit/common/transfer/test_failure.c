@@ -1,6 +1,5 @@
 /* Peers that die, come back, or come and go. */
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -84,12 +83,12 @@ static void a_frozen_receiver_fails_the_put_over_tcp(void **state)
 
     (void)state;
     pair_check_small_put(&p.from, &p.to, 0);
-    kill(p.to.pid, SIGSTOP);
+    node_freeze(&p.to);
     pair_endless_put(&p, 1);
     r = node_wait(&p.from, 1, NULL);
     assert_int_equal(r.status.code, ST_UNAVAILABLE);
     node_close(&p.from);
-    kill(p.to.pid, SIGCONT);
+    node_thaw(&p.to);
     pair_connect(&p.from, &p.to);
     pair_check_small_put(&p.from, &p.to, 1);
     pair_end(&p);
@@ -107,10 +106,10 @@ static void a_writer_that_was_shut_out_writes_no_more(bool frozen)
     pair_check_small_put(&p.from, &p.to, 1);
     pair_endless_put(&p, 2);
     if (frozen)
-        kill(p.from.pid, SIGSTOP);
+        node_freeze(&p.from);
     assert_true(node_revoke(&p.to, writer));
     node_fill(&p.to, 0, CANARY, true);
-    kill(p.from.pid, SIGCONT);
+    node_thaw(&p.from);
     assert_int_equal(node_wait(&p.from, 2, NULL).status.code, ST_UNAVAILABLE);
     assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
     assert_false(node_revoke(&p.to, writer)); /* once */

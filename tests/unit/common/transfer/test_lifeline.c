@@ -7,9 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "common/base/clock.h"
+#include "common/transfer/descriptor.h"
+#include "common/transfer/tcp_wire.h"
 #include "network.h"
 #include "pair.h"
 
@@ -115,13 +119,13 @@ static void a_frozen_writer_proves_nothing_until_it_thaws(void **state)
 
     (void)state;
     pair_endless_put(&p, 2);
-    kill(p.from.pid, SIGSTOP);
+    node_freeze(&p.from);
     assert_false(node_revoke(&p.to, writer));
     node_fill(&p.to, 0, CANARY,
               true); /* takes its time, and would show what is written meanwhile */
     assert_int_equal(node_count_other(&p.to, 0, CANARY), 0);
     assert_false(node_writer_gone(&p.to, writer));
-    kill(p.from.pid, SIGCONT);
+    node_thaw(&p.from);
     node_writer_wait(&p.to, writer, true);
     nothing_is_written_any_more(&p.to);
     node_close(&p.from);
@@ -135,7 +139,7 @@ static void a_frozen_writer_that_dies_proves_it(void **state)
 
     (void)state;
     pair_endless_put(&p, 2);
-    kill(p.from.pid, SIGSTOP);
+    node_freeze(&p.from);
     assert_false(node_revoke(&p.to, writer));
     node_kill(&p.from);
     node_writer_wait(&p.to, writer, true);
@@ -216,6 +220,71 @@ static void a_dead_receiver_is_noticed_tcp(void **state)
     a_dead_receiver_is_noticed(TRANSFER_TCP);
 }
 
+/* ---- as a writer by RDMA on another host would, by hand: see tcp_wire.h ---- */
+
+static int lifeline_by_hand(struct node *to, uint64_t *writer)
+{
+    struct tcp_hello h = {.version = TCP_VERSION, .kind = TCP_HELLO_LIFELINE_UCX};
+    struct timeval bound = {.tv_sec = 20};
+    struct tcp_address at[TCP_ADDRESSES_MAX];
+    struct sockaddr_storage ss;
+    struct descriptor desc;
+    struct tcp_greeting g;
+    struct status st;
+    char bytes[DESC_MAX];
+    socklen_t len;
+    int fd;
+
+    assert_int_equal(
+        descriptor_read(bytes, node_describe_to(to, writer, bytes, sizeof(bytes)), &desc, &st),
+        ST_OK);
+    assert_true(tcp_candidates(&desc.tcp, tcp_host_id(), at) > 0);
+    len = tcp_sockaddr(&at[0], desc.tcp.port, &ss);
+    fd = socket(ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof(bound));
+    assert_int_equal(connect(fd, (struct sockaddr *)&ss, len), 0);
+    memcpy(h.magic, TCP_HELLO_MAGIC, sizeof(h.magic));
+    memcpy(h.token, desc.tcp.token, sizeof(h.token));
+    assert_int_equal(send(fd, &h, sizeof(h), MSG_NOSIGNAL), sizeof(h));
+    assert_int_equal(recv(fd, &g, sizeof(g), MSG_WAITALL), sizeof(g));
+    assert_int_equal(g.code, TCP_COME_IN);
+    return fd;
+}
+
+static char next_byte(int fd)
+{
+    char c = 0;
+
+    assert_int_equal(recv(fd, &c, 1, 0), 1);
+    return c;
+}
+
+static void between_hosts_only_a_goodbye_is_proof(void **state)
+{
+    struct node to = pair_receiver(TRANSFER_TCP, false);
+    uint64_t silent, polite;
+    int fd;
+
+    (void)state;
+    fd = lifeline_by_hand(&to, &silent);
+    assert_int_equal(next_byte(fd), LIFELINE_BEAT);
+    close(fd);
+    node_writer_wait(&to, silent, false);
+    assert_false(node_writer_gone(&to, silent));
+    assert_false(node_revoke(&to, silent)); /* it may live behind a cut cable */
+
+    fd = lifeline_by_hand(&to, &polite);
+    assert_false(node_revoke(&to, polite));
+    while (next_byte(fd) == LIFELINE_BEAT)
+        ; /* then it is asked to stop, */
+    assert_false(node_writer_gone(&to, polite));
+    assert_int_equal(send(fd, &(char){LIFELINE_BYE}, 1, MSG_NOSIGNAL),
+                     1); /* and says that it has */
+    node_writer_wait(&to, polite, true);
+    close(fd);
+    node_end(&to);
+}
+
 /* Nothing comes any more, and no kernel says why: both sides notice, under way or idle. */
 static void a_cut_cable_is_noticed_by_both(bool idle)
 {
@@ -285,6 +354,7 @@ int main(void)
         cmocka_unit_test(a_frozen_writer_that_dies_proves_it),
         cmocka_unit_test(a_writer_that_never_came_writes_nothing),
         cmocka_unit_test(a_second_writer_of_one_name_is_refused),
+        cmocka_unit_test(between_hosts_only_a_goodbye_is_proof),
         cmocka_unit_test(a_dead_receiver_is_noticed_shm),
         cmocka_unit_test(a_dead_receiver_is_noticed_tcp),
         cmocka_unit_test(a_cut_cable_is_noticed_by_both_under_way),

@@ -9,7 +9,6 @@
  * BATON_TEST_FULL: 10,000 handoffs in all; else some hundreds. BATON_TEST_SEED draws another storm.
  */
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -375,7 +374,7 @@ static void kill_sender(struct storm *s, struct sender *f)
 static void freeze_sender(struct storm *s, struct sender *f)
 {
     s->n_freezes++;
-    kill(f->node.pid, SIGSTOP);
+    node_freeze(&f->node);
     f->frozen = true;
     session_lost(s, f);
 }
@@ -392,7 +391,7 @@ static void thaw_sender(struct storm *s, struct sender *f)
         session_again(s, f);
         return;
     }
-    kill(f->node.pid, SIGCONT);
+    node_thaw(&f->node);
     if (draw(s, 2) == 0 && f->doubted != 0) /* it stops because it is told to */
         node_writer_wait(&s->to, f->doubted, true);
     node_close(&f->node);
@@ -404,14 +403,14 @@ static void thaw_sender(struct storm *s, struct sender *f)
 static void freeze_receiver_a_moment(struct storm *s)
 {
     s->n_freezes++;
-    kill(s->to.pid, SIGSTOP);
+    node_freeze(&s->to);
     for (int i = 0; i < SENDERS; i++)
         for (int k = 0; k < LIVE_MAX && !s->senders[i].frozen; k++)
             if (s->senders[i].handoffs[k].live && draw(s, 3) == 0) {
                 s->senders[i].handoffs[k].cancelled = true;
                 node_cancel(&s->senders[i].node, s->senders[i].handoffs[k].id);
             }
-    kill(s->to.pid, SIGCONT);
+    node_thaw(&s->to);
 }
 
 /* The receiver dies; another one with another geometry takes its place. Old names lead nowhere. */
@@ -427,7 +426,7 @@ static void restart_receiver(struct storm *s)
         struct sender *f = &s->senders[i];
 
         if (f->frozen)
-            kill(f->node.pid, SIGCONT);
+            node_thaw(&f->node);
         f->frozen = false;
         node_close(&f->node); /* every put ends, once */
         for (int k = 0; k < LIVE_MAX; k++) {

@@ -182,6 +182,33 @@ static void holders_run_out_and_a_zero_name_is_nobody(void **state)
     assert_int_equal(kv_index_new(1000, 1, &ix, &st), ST_INVALID);
 }
 
+static void few_tables_grow_within_any_burst(void **state)
+{
+    enum { N = 3000000, FROM = 500000, BURST = 256 };
+    struct kv_index *ix = make((size_t)256 << 20);
+    uint32_t h = kv_index_holder_new(ix);
+    struct kv_index_stats stats;
+    unsigned grown = 0, most = 0;
+    size_t bytes = 0;
+    uint64_t s = 3;
+
+    (void)state;
+    for (uint32_t i = 0; i < N; i++) {
+        uint64_t name = rnd(&s) << 32 ^ rnd(&s);
+
+        assert_true(kv_index_insert(ix, name | 1, h));
+        kv_index_stats(ix, &stats);
+        grown += i >= FROM && stats.bytes != bytes;
+        bytes = stats.bytes;
+        if (i % BURST == 0) {
+            most = grown > most ? grown : most;
+            grown = 0;
+        }
+    }
+    assert_true(most > 0 && most <= 8); /* of 1024 */
+    kv_index_free(ix);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -189,6 +216,7 @@ int main(void)
         cmocka_unit_test(a_dropped_holder_is_forgotten_at_once_and_its_number_comes_back),
         cmocka_unit_test(the_cap_holds_and_what_is_asked_for_stays),
         cmocka_unit_test(many_holders_of_one_page_are_all_found),
+        cmocka_unit_test(few_tables_grow_within_any_burst),
         cmocka_unit_test(holders_run_out_and_a_zero_name_is_nobody),
     };
 
