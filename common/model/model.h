@@ -103,7 +103,7 @@ void model_kv_free(struct model *m, struct kv_memory *kv);
 /**
  * Keeps the launches of steps of 1 .. max_seqs sequences with one token each, so that such a step
  * costs one call instead of hundreds (CUDA graphs); the bits are the same. Nothing where the
- * backend's calls cost nothing. kv: that of every later step.
+ * backend's calls cost nothing. kv: that of every later step; its page 0 and slot 0 are written.
  * @return ST_OK; ST_EXHAUSTED with what the device said
  */
 enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,

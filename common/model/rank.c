@@ -432,13 +432,41 @@ static enum status_code record(struct rank *r, const struct kv_memory *kv, int n
     return status_ok(st);
 }
 
+/* A step of n first tokens, all in slot 0 and page 0, for nothing: what is recorded must have run,
+ * because a device may load a kernel when it is first launched, which no recording can hold. */
+static void warm(struct rank *r, const struct kv_memory *kv, int n, struct model_span *spans,
+                 int32_t *rows)
+{
+    static const int32_t token;
+    static const uint32_t page;
+
+    for (int i = 0; i < n; i++) {
+        spans[i] = (struct model_span){
+            .tokens = &token, .n_tokens = 1, .pages = &page, .logits = MODEL_LOGITS_LAST};
+        rows[i] = 0;
+    }
+    rank_forward(r, kv, spans, n);
+    if (r->weights->n_mtp > 0)
+        rank_mtp(r, kv, rows, rows, n);
+}
+
 enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs,
                              struct status *st)
 {
     bool mtp = r->weights->n_mtp > 0;
+    struct model_span *spans;
+    int32_t *rows;
 
     if (r->kernels.ops->record == NULL || max_seqs < 1 || r->comm != NULL)
         return status_ok(st);
+    spans = calloc((size_t)max_seqs, sizeof(*spans));
+    rows = calloc((size_t)max_seqs, sizeof(*rows));
+    if (spans != NULL && rows != NULL) {
+        warm(r, kv, 1, spans, rows);
+        warm(r, kv, max_seqs, spans, rows);
+    }
+    free(spans);
+    free(rows);
     r->forwards = calloc((size_t)max_seqs, sizeof(*r->forwards));
     r->mtps = calloc((size_t)max_seqs, sizeof(*r->mtps));
     if (r->forwards == NULL || r->mtps == NULL)
