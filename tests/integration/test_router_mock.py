@@ -434,11 +434,12 @@ def test_a_lost_decode_worker_is_not_seen_when_there_is_another(cluster, tmp_pat
     assert c.metric("baton_router_resumes_total") == 2 and c.metric("baton_router_retries_total") == 2
 
 
-def test_a_stream_waits_for_its_only_decode_worker_when_told_to(cluster):
+def test_a_stream_waits_for_its_only_decode_worker_when_told_to(cluster, tmp_path):
     c = cluster(router_args=["--worker-wait-ms", 60000])
     got = []
     t = threading.Thread(target=lambda: got.append(stream_text(
-        ask(c, {"text": "one two three four", "die_after": 2}, extra=OFF, stream=True))))
+        ask(c, {"text": "one two three four", "die_after": 2, "die_flag": str(tmp_path / "died")}, extra=OFF,
+            stream=True))))
     t.start()
     wait_until("worker gone", lambda: not c.decodes[0].alive())
     c.start_decode(0)
