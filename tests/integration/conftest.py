@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -57,16 +58,15 @@ def json_lines(command, lines, *args):
 
 
 def free_port():
-    """A port p that was free a moment ago, with p + 1000 free as well (the worker's admin port)."""
+    """A port p that is free, with p + 1000 free as well (the worker's admin port). Below those that the kernel gives to
+    outgoing connections: a worker that is killed gets its ports again, and nobody's client may have them meanwhile."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", 0))
-            p = a.getsockname()[1]
-            if p + 1000 > 65535:
-                continue
-            with contextlib.suppress(OSError):
-                b.bind(("127.0.0.1", p + 1000))
-                return p
+        p = random.SystemRandom().randrange(10000, low - 1000 if low > 12000 else 64000)
+        with socket.socket() as a, socket.socket() as b, contextlib.suppress(OSError):
+            a.bind(("127.0.0.1", p))
+            b.bind(("127.0.0.1", p + 1000))
+            return p
 
 
 def http_get(url, timeout=5):
