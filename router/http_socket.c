@@ -7,12 +7,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-bool http_socket_open(struct http_socket *s, int fd, struct ssl_ctx_st *tls)
+#include "router/tls.h"
+
+bool http_socket_open(struct http_socket *s, int fd, struct tls *tls)
 {
     SSL *ssl = NULL;
 
     if (tls != NULL) {
-        ssl = SSL_new(tls);
+        ssl = tls_session_new(tls);
         if (ssl == NULL || SSL_set_fd(ssl, fd) != 1) {
             SSL_free(ssl);
             return false;
