@@ -48,7 +48,7 @@ def test_without_a_gpu_the_reason_is_told_and_the_cpu_serves(demo_model, process
     assert "--device cpu works without" in text
     r = run_baton("logits", "--model-path", demo_model, "--tokens", "1,2,3", "--device", "cuda", "--out", "/dev/null",
                   check=False)
-    assert r.returncode == 1 and "device cuda: " in r.stderr, r.stderr
+    assert r.returncode == 1 and "device cuda:0: " in r.stderr, r.stderr
     port = free_port()
     w = process("decode", ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"])
     wait_until("ready", lambda: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
@@ -72,11 +72,11 @@ def hidden(paths, command):
 
 @pytest.mark.skipif(shutil.which("unshare") is None or hidden([], ["true"]).returncode != 0,
                     reason="no mount namespaces here (root)")
-def test_the_cpu_serves_where_neither_toolkit_nor_driver_is(demo_model):
+def test_the_cpu_serves_where_neither_toolkit_nor_driver_is(demo_model, tmp_path):
     known = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     paths = [line.split("=> ")[1] for line in known.splitlines()
              if re.match(r"\s*(libcuda|libcudart|libnccl|libnvidia)", line)]
-    logits = [BINARY["baton"], "logits", "--model-path", demo_model, "--tokens", "1,2,3", "--out", "/dev/null"]
+    logits = [BINARY["baton"], "logits", "--model-path", demo_model, "--tokens", "1,2,3", "--out", tmp_path / "logits"]
     assert (r := hidden(paths, logits)).returncode == 0, r.stderr
     r = hidden(paths, [*logits, "--device", "cuda:0"])
     assert r.returncode == 1 and "--device cpu works without" in r.stderr, r.stderr
