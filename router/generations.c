@@ -469,6 +469,8 @@ static void note_stats(struct generation *gen, const Baton__V1__HandoffStats *s)
     struct worker *w = gen->worker;
 
     metric_add(gen->owner->metrics->kv_bytes, (double)s->kv_bytes);
+    if (s->has_transfer_us && s->kv_bytes > 0)
+        metric_observe(gen->owner->metrics->kv_s, (double)s->transfer_us / 1e6);
     if (s->transport != NULL)
         snprintf(w->transport, sizeof(w->transport), "%s", s->transport);
 }
