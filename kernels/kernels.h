@@ -397,7 +397,10 @@ struct kernels {
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
-enum cpu_isa { CPU_ISA_REF, CPU_ISA_AVX2, CPU_ISA_AVX512 };
+enum cpu_isa { CPU_ISA_REF, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX };
+
+/** "ref", "avx2", "avx512", "amx": what --cpu-isa calls them. */
+extern const char *const kernels_cpu_names[];
 
 /* The best level this processor runs. */
 enum cpu_isa kernels_cpu_best(void);

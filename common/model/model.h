@@ -25,7 +25,7 @@ struct model;
 struct model_options {
     const char *path;     /* checkpoint directory */
     const char *device;   /* "cpu", "cuda:0" */
-    const char *cpu_isa;  /* "auto", "ref", "avx2", "avx512": the highest level used */
+    const char *cpu_isa;  /* "auto" or of kernels_cpu_names: the highest level used */
     int n_threads;        /* 0: one per CPU */
     int max_batch_tokens; /* rows of one forward, at most */
     int max_batch_seqs;

@@ -23,17 +23,15 @@ static int node_of(void *rank, int part)
 
 static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct status *st)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
-
     *out = kernels_cpu_best();
     if (name == NULL || strcmp(name, "auto") == 0)
         return status_ok(st);
-    for (int i = CPU_ISA_REF; i <= CPU_ISA_AVX512; i++)
-        if (strcmp(name, names[i]) == 0) {
+    for (int i = CPU_ISA_REF; i <= CPU_ISA_AMX; i++)
+        if (strcmp(name, kernels_cpu_names[i]) == 0) {
             *out = (enum cpu_isa)i;
             return status_ok(st);
         }
-    return status_set(st, ST_INVALID, "instruction set '%s' is not one of auto, ref, avx2, avx512",
+    return status_set(st, ST_INVALID, "instruction set '%s' is not one of auto, ref, avx2, avx512, amx",
                       name);
 }
 

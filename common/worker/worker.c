@@ -56,7 +56,7 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         {"cuda-graph-max-bs", FLAG_INT, &o->cuda_graph_max_bs, 0, 512, .arg = "N",
          .help =
              "GPU: decode steps of up to N sequences are recorded at start and cost one launch"},
-        {"cpu-isa", FLAG_CHOICE, &o->cpu_isa, .choices = "auto|ref|avx2|avx512",
+        {"cpu-isa", FLAG_CHOICE, &o->cpu_isa, .choices = "auto|ref|avx2|avx512|amx",
          .help = "highest instruction set used; ref is the exact, slow reference"},
         {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
          .help = "kernel threads; 0: one per CPU"},

@@ -353,7 +353,7 @@ int cmd_bench_engine(int argc, char **argv)
          .help = "tokens of one forward in prefill"},
         {"device", FLAG_STRING, &b.device, .arg = "cpu|cuda:N",
          .help = "where it runs; shares of limits are of the CPU's in any case"},
-        {"cpu-isa", FLAG_CHOICE, &b.cpu_isa, .choices = "auto|avx2|avx512",
+        {"cpu-isa", FLAG_CHOICE, &b.cpu_isa, .choices = "auto|avx2|avx512|amx",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &b.threads, 0, 1024, .arg = "N",
          .help = "0: one thread, then one per CPU"},

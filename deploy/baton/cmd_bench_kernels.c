@@ -124,10 +124,9 @@ static int run_threads(struct run *run, enum cpu_isa isa, int threads)
 static bool parse_isa(const char *name, enum cpu_isa *out)
 {
     *out = kernels_cpu_best();
-    if (strcmp(name, "avx2") == 0)
-        *out = CPU_ISA_AVX2;
-    else if (strcmp(name, "avx512") == 0)
-        *out = CPU_ISA_AVX512;
+    for (int i = CPU_ISA_AVX2; i <= CPU_ISA_AMX; i++)
+        if (strcmp(name, kernels_cpu_names[i]) == 0)
+            *out = (enum cpu_isa)i;
     if (*out == CPU_ISA_REF || *out > kernels_cpu_best()) {
         fprintf(stderr, "baton bench-kernels: this processor does not run %s\n",
                 *out == CPU_ISA_REF ? "any fast level" : name);
@@ -144,7 +143,7 @@ int cmd_bench_kernels(int argc, char **argv)
         {.name = "cpu-isa",
          .type = FLAG_CHOICE,
          .field = &o->cpu_isa,
-         .choices = "auto|avx2|avx512",
+         .choices = "auto|avx2|avx512|amx",
          .help = "instruction set"},
         {.name = "threads",
          .type = FLAG_INT,

@@ -304,7 +304,7 @@ int cmd_logits(int argc, char **argv)
          .help = "tokens of one forward; 0: 2048"},
         {"greedy", FLAG_INT, &o.greedy, 0, 1 << 20, .arg = "K", .help = "tokens to continue with"},
         {"device", FLAG_STRING, &o.device, .arg = "cpu|cuda:N", .help = "where it runs"},
-        {"cpu-isa", FLAG_CHOICE, &o.cpu_isa, .choices = "auto|ref|avx2|avx512",
+        {"cpu-isa", FLAG_CHOICE, &o.cpu_isa, .choices = "auto|ref|avx2|avx512|amx",
          .help = "highest instruction set used"},
         {"threads", FLAG_INT, &o.threads, 0, 1024, .arg = "N", .help = "0: one per CPU"},
         {"no-repack", FLAG_BOOL, &o.no_repack,

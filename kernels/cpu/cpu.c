@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* ---- what this processor has ---- */
 
@@ -27,11 +29,23 @@ static bool has_avx512(void)
            __builtin_cpu_supports("fma");
 }
 
+/* The processor has tiles, and the kernel saves them for this process, which has to ask once. */
+static bool has_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d;
+
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & AMX_BF16) != 0 &&
+           (d & AMX_TILE) != 0 &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
 enum cpu_isa kernels_cpu_best(void)
 {
     __builtin_cpu_init();
     if (has_avx512())
-        return CPU_ISA_AVX512;
+        return has_amx() ? CPU_ISA_AMX : CPU_ISA_AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         return CPU_ISA_AVX2;
     return CPU_ISA_REF;
@@ -128,17 +142,20 @@ struct cpu_level {
         }                                                                                          \
     }
 
-#define LEVEL(isa, fma)                                                                            \
+#define LEVEL(name, isa, fma)                                                                      \
     {                                                                                              \
-        "cpu-" #isa, panel_kernels_##isa, &cpu_rows_##isa,                                         \
+        "cpu-" #name, panel_kernels_##name, &cpu_rows_##isa,                                       \
             {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa}, PAIRS(isa),      \
             PAIRS(fma), cpu_pack_##isa, cpu_read_##isa, cpu_fma_##isa, cpu_dot_##isa               \
     }
 
 static const struct cpu_level levels[] = {
-    [CPU_ISA_AVX2] = LEVEL(avx2, avx2),
-    [CPU_ISA_AVX512] = LEVEL(avx512, avx512_fma),
+    [CPU_ISA_AVX2] = LEVEL(avx2, avx2, avx2),
+    [CPU_ISA_AVX512] = LEVEL(avx512, avx512, avx512_fma),
+    [CPU_ISA_AMX] = LEVEL(amx, avx512, avx512_fma), /* other products; all else is the same */
 };
+
+const char *const kernels_cpu_names[] = {"ref", "avx2", "avx512", "amx"};
 
 static const struct cpu_pairs *pairs_of(const struct cpu *c, const struct cpu_level *level)
 {
@@ -160,6 +177,11 @@ double cpu_limit_f32(enum cpu_isa isa, int64_t n)
 double cpu_limit_bf16(enum cpu_isa isa, int64_t n)
 {
     return levels[isa].dot(n);
+}
+
+double cpu_limit_tiles(enum cpu_isa isa, int64_t n)
+{
+    return isa >= CPU_ISA_AMX ? cpu_tiles_amx(n) : 0;
 }
 
 /* ---- opening ---- */
@@ -290,7 +312,7 @@ static void fill(struct cpu *c, const struct cpu_level *level)
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
                      const struct kernel_env *env)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
+    const char *const *names = kernels_cpu_names;
     struct cpu *c;
 
     k->dims = *dims;

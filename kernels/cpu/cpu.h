@@ -164,6 +164,7 @@ void cpu_gate_fill(struct kernel_ops *ops);
     void cpu_index_fill_##isa(struct kernel_ops *ops);                                             \
     size_t cpu_index_bytes_##isa(const struct kernel_dims *d);
 
+double cpu_tiles_amx(int64_t n); /* panel_amx.c: products of tiles on registers; FLOPs */
 CPU_SIMD_DECLARE(avx512)
 CPU_SIMD_DECLARE(avx2)
 CPU_PAIRS_DECLARE(avx512)

@@ -21,4 +21,7 @@ double cpu_limit_f32(enum cpu_isa isa, int64_t n);
 /** Independent bf16 dot products on registers (VDPBF16PS). @return FLOPs; 0: the level has none */
 double cpu_limit_bf16(enum cpu_isa isa, int64_t n);
 
+/** Independent bf16 tile products on registers (TDPBF16PS). @return FLOPs; 0: the level has none */
+double cpu_limit_tiles(enum cpu_isa isa, int64_t n);
+
 #endif

@@ -14,7 +14,8 @@
  *
  * x is bf16; w is the code without its scale, exact in bf16. (VDPBF16PS flushes denormals, FMA does
  * not: bits differ only for numbers below 1e-38.) Where AVX512_BF16 runs at full rate it is used,
- * elsewhere two f32 FMAs give the same bits: panel_kernels_avx512() measures.
+ * elsewhere two f32 FMAs give the same bits: panel_kernels_avx512() measures. AMX has a tree of its
+ * own, that of its instruction: panel_amx.c.
  *
  * Layout, bytes of one panel (rows r of 64, the last panel zero-padded; columns padded with zeros)
  *
@@ -35,7 +36,9 @@
 
 enum {
     PANEL_ROWS = 64,
-    PANEL_TILE = 6,        /* x rows multiplied at a time */
+    PANEL_TILE = 6,       /* x rows multiplied at a time */
+    PANEL_TILE_ROWS = 16, /* AMX: the same */
+    PANEL_TILE_CHUNK = 256,
     PANEL_CHUNK = 128,     /* columns decoded at a time when several x rows share a panel */
     PANEL_FP4_GROUP = 32,  /* columns of one FP4 scale */
     PANEL_FP4_BYTES = 1088 /* one group of a panel: 1024 B of codes, 64 B of scales */
@@ -53,10 +56,13 @@ enum panel_order { PANEL_ORDER_16, PANEL_ORDER_8 };
 
 /* Decoded weights of one chunk; every thread owns one. Aligned to 64. */
 struct panel_scratch {
-    float w[PANEL_CHUNK * PANEL_ROWS];          /* as f32, or in its first half as bf16 pairs */
-    float scale[PANEL_CHUNK / 32 * PANEL_ROWS]; /* FP4: per group and row */
-    float x[PANEL_TILE * PANEL_CHUNK];          /* x rows of one tile, as f32 */
-    uint16_t tail[PANEL_TILE * PANEL_CHUNK];    /* x rows of a last short chunk, zero-padded */
+    float w[PANEL_CHUNK * PANEL_ROWS]; /* as f32, or in its first half as bf16 pairs */
+    float scale[PANEL_TILE_CHUNK / 32 * PANEL_ROWS]; /* per group and row */
+    float x[PANEL_TILE * PANEL_CHUNK];               /* x rows of one tile, as f32 */
+    uint16_t tail[PANEL_TILE * PANEL_CHUNK];         /* x rows of a last short chunk, zero-padded */
+    uint16_t
+        rows[2 * PANEL_TILE_ROWS * PANEL_TILE_CHUNK]; /* AMX: x rows of two tiles, sums of one */
+    float sums[PANEL_TILE_ROWS * PANEL_ROWS];
 };
 
 /**
@@ -86,5 +92,6 @@ struct panel panel_of(const struct weight *w, int64_t i);
 /** The faster of two ways, on this processor; `other`: the slower one. */
 const struct panel_kernels *panel_kernels_avx512(bool other);
 const struct panel_kernels *panel_kernels_avx2(bool other); /* has one way */
+const struct panel_kernels *panel_kernels_amx(bool other);  /* other: FMAs, slow */
 
 #endif

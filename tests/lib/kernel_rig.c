@@ -52,12 +52,13 @@ static int node_of(void *pool, int part)
 static bool open_rig(struct rig *r, int level, const struct kernel_dims *dims, int n_threads,
                      bool as_mapped)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
-    enum cpu_isa isa = level == RIG_AVX512_OTHER_WAY ? CPU_ISA_AVX512 : (enum cpu_isa)level;
+    enum cpu_isa isa = level == RIG_AVX512_OTHER_WAY ? CPU_ISA_AVX512
+                       : level == RIG_AMX_OTHER_WAY  ? CPU_ISA_AMX
+                                                     : (enum cpu_isa)level;
     struct status st;
 
     if (isa > kernels_cpu_best()) {
-        print_message("skipped: this processor does not run %s\n", names[isa]);
+        print_message("skipped: this processor does not run %s\n", kernels_cpu_names[isa]);
         return false;
     }
     assert_int_equal(pool_new(n_threads, &r->pool, &st), ST_OK);
@@ -67,7 +68,7 @@ static bool open_rig(struct rig *r, int level, const struct kernel_dims *dims, i
                              .n_nodes = n_threads > 2 ? 2 : 1, /* three threads: two nodes */
                              .node_of = node_of,
                              .as_mapped = as_mapped,
-                             .other_way = level == RIG_AVX512_OTHER_WAY};
+                             .other_way = level >= RIG_AVX512_OTHER_WAY};
 
     if (kernels_open_cpu(&r->k, isa, dims, &env) != 0)
         fail_msg("kernels_open_cpu: %s", r->k.error);

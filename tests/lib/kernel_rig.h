@@ -18,8 +18,9 @@ struct rig {
 /* A small model whose sizes have tails: hidden 256, 4 heads of 192, ... */
 struct kernel_dims rig_dims(void);
 
-/* Levels are those of enum cpu_isa and, of AVX-512, the way that is not taken on this processor. */
-enum { RIG_AVX512_OTHER_WAY = CPU_ISA_AVX512 + 1 };
+/* Levels are those of enum cpu_isa and, of AVX-512 and AMX, the way that is not taken on this
+ * processor. */
+enum { RIG_AVX512_OTHER_WAY = CPU_ISA_AMX + 1, RIG_AMX_OTHER_WAY };
 
 /** Opens a backend (its threads, from three up, as if on two NUMA nodes); false when this processor
  * does not run the level (the test prints and skips).

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-static const int levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512, RIG_AVX512_OTHER_WAY};
+static const int levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512, RIG_AVX512_OTHER_WAY, CPU_ISA_AMX};
 enum { N_LEVELS = sizeof(levels) / sizeof(levels[0]) };
 
 static float value(uint16_t bf16)

@@ -148,12 +148,18 @@ static struct kernel_dims tiny_dims(void)
     };
 }
 
+static enum cpu_isa isa_of_level(void)
+{
+    for (int i = CPU_ISA_AVX2; i <= CPU_ISA_AMX; i++)
+        if (strcmp(level, kernels_cpu_names[i]) == 0)
+            return (enum cpu_isa)i;
+    return CPU_ISA_REF;
+}
+
 static void open_backend(struct kernels *k, const struct kernel_dims *dims)
 {
     struct kernel_env env = {run, pool, pool_threads(pool)};
-    enum cpu_isa isa = is_ref() || is_cuda()        ? CPU_ISA_REF
-                       : strcmp(level, "avx2") == 0 ? CPU_ISA_AVX2
-                                                    : CPU_ISA_AVX512;
+    enum cpu_isa isa = isa_of_level();
 
 #ifdef GOLDEN_CUDA
     if (cuda_place_open(k, 0, dims, &env) != 0)
@@ -715,8 +721,7 @@ int main(int argc, char **argv)
         return 2;
     folder = argv[1];
     level = argv[2];
-    if (!is_ref() && !is_cuda() &&
-        kernels_cpu_best() < (strcmp(level, "avx2") == 0 ? CPU_ISA_AVX2 : CPU_ISA_AVX512)) {
+    if (!is_ref() && !is_cuda() && kernels_cpu_best() < isa_of_level()) {
         printf("this processor has no %s\n", level);
         return 77; /* meson: skipped */
     }

@@ -125,10 +125,8 @@ static void on_failed(void *arg, struct sequence *s, const struct status *error)
 
 bool rig_level_runs(const char *level)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
-
-    for (int i = 0; i <= CPU_ISA_AVX512; i++)
-        if (strcmp(level, names[i]) == 0 && i > (int)kernels_cpu_best()) {
+    for (int i = 0; i <= CPU_ISA_AMX; i++)
+        if (strcmp(level, kernels_cpu_names[i]) == 0 && i > (int)kernels_cpu_best()) {
             print_message("skipped: this processor has no %s\n", level);
             return false;
         }

@@ -54,7 +54,7 @@ struct rig_options {
     struct engine_options engine;
 };
 
-/* Whether this processor has the level "ref", "avx2" or "avx512"; says so when not. */
+/* Whether this processor has the level "ref", "avx2", "avx512" or "amx"; says so when not. */
 bool rig_level_runs(const char *level);
 
 /* A random checkpoint (see checkpoint_make.h) in a fresh folder, and its end. */
