@@ -33,7 +33,9 @@ struct model_options {
     int max_logit_rows; /* rows of logits of one forward, at most */
     bool pin_threads;   /* each to a CPU of its own: only when this process has them to itself */
     bool no_repack;     /* weights are used as mapped: starts at once, runs slower; same bits */
-    int tp_size;        /* ranks that share the model (shard.h); 0: one. The bits are the same */
+    /* Ranks that share the model (shard.h); 0: one. The bits are the same. On GPUs: one each, from
+     * the one that device names on. */
+    int tp_size;
     /* Called once when the group of ranks has failed, by the thread that found it; every forward
      * fails from then on, and a rank may be stuck in the model's memory for ever: the process
      * should end. NULL: nobody. */
@@ -43,6 +45,7 @@ struct model_options {
     /* Tests: opens the backend instead of what device says; as kernels_open_cuda(). */
     int (*open_kernels)(struct kernels *k, int ordinal, const struct kernel_dims *dims,
                         const struct kernel_env *env);
+    const char *nccl_library; /* tests; NULL: libnccl.so.2 */
 };
 
 /** @return ST_OK; ST_INVALID or ST_CORRUPT naming file, tensor, found and expected; ST_EXHAUSTED */

@@ -108,21 +108,23 @@ static enum status_code open_cuda(struct rank *r, const struct model_options *op
 
     if (ordinal == -2)
         return status_set(st, ST_INVALID, "device '%s' is not cpu or cuda:N", opt->device);
-    if (r->comm != NULL)
-        return status_set(st, ST_INVALID,
-                          "a model shared by several GPUs does not run yet: take --tp-size 1");
+    ordinal += r->shard.rank;
     if ((opt->open_kernels != NULL ? opt->open_kernels : kernels_open_cuda)(&r->kernels, ordinal,
                                                                             dims, env) != 0)
-        return status_set(st, ST_INVALID, "device %s: %s; --device cpu works without", opt->device,
+        return status_set(st, ST_INVALID, "device cuda:%d: %s; --device cpu works without", ordinal,
                           r->kernels.error);
     return status_ok(st);
+}
+
+bool rank_on_device(const struct model_options *opt)
+{
+    return ordinal_of(opt->device) != -1 || opt->open_kernels != NULL;
 }
 
 static enum status_code open_kernels(struct rank *r, const struct model_options *opt, int n_threads,
                                      struct status *st)
 {
     struct kernel_dims dims = dims_of(r->config, &r->shard, opt);
-    bool cpu = ordinal_of(opt->device) == -1 && opt->open_kernels == NULL;
     struct kernel_env env;
 
     if (pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
@@ -133,10 +135,11 @@ static enum status_code open_kernels(struct rank *r, const struct model_options 
                               .n_nodes = pool_nodes(r->pool),
                               .node_of = node_of,
                               .as_mapped = opt->no_repack};
-    if ((cpu ? open_cpu : open_cuda)(r, opt, &dims, &env, st) != ST_OK)
+    if ((rank_on_device(opt) ? open_cuda : open_cpu)(r, opt, &dims, &env, st) != ST_OK)
         return st->code;
     r->kernels_open = true;
-    if (r->comm != NULL && (r->kernels.ops->moe_parts == NULL || r->kernels.ops->moe_sum == NULL))
+    if (r->shard.n_ranks > 1 &&
+        (r->kernels.ops->moe_parts == NULL || r->kernels.ops->moe_sum == NULL))
         return status_set(st, ST_INVALID, "%s runs on one rank only: take --tp-size 1",
                           r->kernels.ops->name);
     return status_ok(st);
@@ -300,7 +303,7 @@ static struct forward forward_of(struct rank *r, const struct kv_memory *kv)
         .batch = r->last,
         .shard = &r->shard,
         .comm = r->comm,
-        .kv_shared = true,
+        .kv_shared = !r->own_kv,
     };
 }
 

@@ -24,6 +24,7 @@ struct rank {
     const struct kv_geometry *geometry;
     struct shard shard;
     struct comm *comm; /* NULL: one rank; the model's */
+    bool own_kv;       /* of a group whose ranks have a KV each: devices */
     struct pool *pool;
     struct kernels kernels;
     bool kernels_open;
@@ -39,12 +40,16 @@ struct rank {
 };
 
 /**
- * Opens a rank whose config, geometry, shard and comm are set.
+ * Opens a rank whose config, geometry and shard are set, and, on hosts, comm. On devices rank i has
+ * the i-th GPU from the one that is named on.
  * @param n_threads  of its pool; 0: one per CPU
  */
 enum status_code rank_open(struct rank *r, const struct model_options *opt, int n_threads,
                            const struct safetensors *files, struct status *st);
 void rank_close(struct rank *r); /* half-open ones too */
+
+/** Whether ranks run on devices with memory of their own. */
+bool rank_on_device(const struct model_options *opt);
 
 /* The steps. Arguments are as in model.h, and checked. */
 

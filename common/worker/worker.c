@@ -67,9 +67,9 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "leave weights as the checkpoint has them: starts at once and takes no memory "
                  "beside the page cache, but runs slower; the tokens are the same"},
         {"tp-size", FLAG_INT, &o->tp_size, 1, COMM_RANKS_MAX, .arg = "N",
-         .help =
-             "ranks that share the model, threads of this process; the tokens are the same, and "
-             "prefill and decode workers may differ"},
+         .help = "ranks that share the model, threads of this process, on GPUs one each; the "
+                 "tokens are "
+                 "the same, and prefill and decode workers may differ"},
         {"context-length", FLAG_INT, &o->context_length, 0, 1048576, .arg = "TOKENS",
          .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
         {"max-total-tokens", FLAG_INT, &o->max_total_tokens, 0, 1u << 30, .arg = "TOKENS",

@@ -1,6 +1,7 @@
 #include "kernels/cuda/emulate.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -373,10 +374,13 @@ struct call {
 
 struct emulate_recording {
     struct call *calls;
-    size_t n, cap;
+    size_t n, cap, bytes;
 };
 
 static struct emulate_recording *recording; /* NULL: launches run */
+static size_t recorded_bytes;
+/* The running block and the shared arrays. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static void *must(void *p)
 {
@@ -395,6 +399,8 @@ static void keep(struct emulate_recording *r, struct call c, size_t args_bytes)
         r->cap = r->cap > 0 ? 2 * r->cap : 64;
         r->calls = must(realloc(r->calls, r->cap * sizeof(*r->calls)));
     }
+    r->bytes += sizeof(c) + args_bytes;
+    recorded_bytes += sizeof(c) + args_bytes;
     c.args = must(malloc(args_bytes));
     memcpy(c.args, args, args_bytes);
     r->calls[r->n++] = c;
@@ -402,6 +408,7 @@ static void keep(struct emulate_recording *r, struct call c, size_t args_bytes)
 
 static void run(const struct call *c)
 {
+    pthread_mutex_lock(&mutex);
     if (block.stacks == NULL)
         block.stacks = must(aligned_alloc(64, (size_t)EMULATE_THREADS_MAX * STACK_BYTES));
     block.kernel = c->kernel;
@@ -415,6 +422,7 @@ static void run(const struct call *c)
                 emulate_block_idx = (struct emulate_dim){x, y, z};
                 run_block();
             }
+    pthread_mutex_unlock(&mutex);
 }
 
 void emulate_launch(void (*kernel)(const void *args), const void *args, size_t args_bytes,
@@ -447,6 +455,11 @@ struct emulate_recording *emulate_recorded(void)
     return r;
 }
 
+size_t emulate_recorded_bytes(void)
+{
+    return recorded_bytes;
+}
+
 void emulate_replay(const struct emulate_recording *r)
 {
     for (size_t i = 0; i < r->n; i++)
@@ -457,7 +470,9 @@ void emulate_forget(struct emulate_recording *r)
 {
     for (size_t i = 0; r != NULL && i < r->n; i++)
         free(r->calls[i].args);
-    if (r != NULL)
+    if (r != NULL) {
+        recorded_bytes -= r->bytes;
         free(r->calls);
+    }
     free(r);
 }
