@@ -85,6 +85,11 @@ double bench_limit_fma(struct bench_limits *l, struct pool *pool)
     return flops_of(l, pool, cpu_limit_f32);
 }
 
+double bench_limit_tiles(struct bench_limits *l, struct pool *pool)
+{
+    return flops_of(l, pool, cpu_limit_tiles);
+}
+
 double bench_limit_flops(struct bench_limits *l, struct pool *pool)
 {
     double dot = flops_of(l, pool, cpu_limit_bf16), fma = flops_of(l, pool, cpu_limit_f32);

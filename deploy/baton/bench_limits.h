@@ -31,7 +31,10 @@ double bench_limit_read(struct bench_limits *l, struct pool *pool);
 /** f32 FLOPs a second, of FMAs: the limit of what bf16 cannot hold. */
 double bench_limit_fma(struct bench_limits *l, struct pool *pool);
 
-/** FLOPs a second; about 2 x 20 ms. */
+/** FLOPs a second of tile products (AMX); 0 where the level has none. */
+double bench_limit_tiles(struct bench_limits *l, struct pool *pool);
+
+/** FLOPs a second, of vectors at every level, so that levels can be compared; about 2 x 20 ms. */
 double bench_limit_flops(struct bench_limits *l, struct pool *pool);
 
 #endif

@@ -85,6 +85,27 @@ static void measure(struct kernel_bench *b, const char *name, const char *shape,
     bench_table_add(&run->table, &row);
 }
 
+/* At the AMX level products are divided by what vectors reach, as at the others. What tiles reach
+ * stands beside them. */
+static void measure_tiles(struct run *run, struct pool *pool)
+{
+    struct bench_row row = {.threads = pool_threads(pool)};
+    double tiles[ROUNDS], limit[ROUNDS], fraction[ROUNDS];
+
+    for (int i = 0; i < ROUNDS; i++) {
+        tiles[i] = bench_limit_tiles(&run->limits, pool);
+        limit[i] = bench_limit_flops(&run->limits, pool);
+        fraction[i] = tiles[i] / limit[i];
+    }
+    snprintf(row.name, sizeof(row.name), "tile loop");
+    snprintf(row.shape, sizeof(row.shape), "16 x 16 x 32, registers only");
+    snprintf(row.unit, sizeof(row.unit), "GFLOP/s");
+    row.value = bench_median(tiles, ROUNDS) * 1e-9;
+    row.limit = bench_median(limit, ROUNDS) * 1e-9;
+    row.fraction = bench_median(fraction, ROUNDS);
+    bench_table_add(&run->table, &row);
+}
+
 /* ---- the command ---- */
 
 static void pool_parallel(void *pool, void (*fn)(void *, int, int), void *arg)
@@ -114,6 +135,8 @@ static int run_threads(struct run *run, enum cpu_isa isa, int threads)
     if (kernels_open_cpu(&b.k, isa, &dims, &env) != 0) {
         fprintf(stderr, "baton bench-kernels: %s\n", b.k.error);
     } else {
+        if (isa == CPU_ISA_AMX && run->opt.only == NULL)
+            measure_tiles(run, b.pool);
         status = bench_kernels_run(&b) == 0 ? 0 : 1;
         kernels_close(&b.k);
     }
