@@ -409,11 +409,19 @@ INLINE struct tile_rows rows_of(const uint16_t *const *x, int n_x, int n_tile, i
     return (struct tile_rows){(const uint8_t *)copy, CHUNK * 2};
 }
 
+/* What tiles are loaded from is to be in memory: gcc's _tile_loadd() does not tell the compiler
+ * that it reads. */
+INLINE void written(void)
+{
+    __asm__ volatile("" : : : "memory");
+}
+
 /* sums [rows of a tile][64] += x times the chunk. */
 INLINE void multiply_one_by_four(float *sums, const struct tile_chunk *c, struct tile_rows x)
 {
     const uint8_t *w = c->w;
 
+    written();
     _tile_loadd(0, sums, ROW_BYTES);
     _tile_loadd(1, sums + 16, ROW_BYTES);
     _tile_loadd(2, sums + 32, ROW_BYTES);
@@ -441,6 +449,7 @@ INLINE void multiply_two_by_two(float *sums, const struct tile_chunk *c, struct 
 {
     float *below = sums + ROWS * PANEL_ROWS;
 
+    written();
     for (int half = 0; half < 2; half++, sums += 32, below += 32) {
         const uint8_t *w = c->w + (size_t)half * 2 * c->block_bytes;
 
@@ -519,7 +528,8 @@ static void tiles_configure(int n_x)
         c.row_bytes[i] = 64;
         c.rows[i] = (uint8_t)(i < 5 ? n_x : 16); /* 5 holds x rows where there are 16 */
     }
-    _tile_loadconfig(&c);
+    /* gcc's _tile_loadconfig() names 8 of these bytes: it may leave the others unwritten */
+    __asm__ volatile("ldtilecfg %0" : : "m"(c));
 }
 
 /* All x rows times columns [k, k + n), by tiles: pairs of full ones, one, and what is left. */
