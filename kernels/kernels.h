@@ -228,8 +228,9 @@ struct kernel_ops {
     /* -- recordings: NULL where calls are not worth it -- */
 
     /* Operations from record() to recorded() are kept instead of run; replay() runs them, with the
-     * same arguments and whatever lies at their addresses then. Nothing of "memory and order" may
-     * be called between. recorded() returns NULL with k->error set when there is no memory. */
+     * same arguments and whatever lies at their addresses then; how many sequences share a batch's
+     * rows may differ. Nothing of "memory and order" may be called between. recorded() returns NULL
+     * with k->error set when there is no memory. */
     void (*record)(struct kernels *k);
     void *(*recorded)(struct kernels *k);
     void (*replay)(struct kernels *k, void *recording);

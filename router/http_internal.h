@@ -74,7 +74,7 @@ struct http_server {
     struct buf outbox;
     size_t n_dirty, cap_dirty;
     size_t n_drained_for; /* while draining: connections that are not late */
-    char *arrived; /* [HTTP_READ_BYTES_MAX]: read from one socket at a time, then parsed */
+    char *arrived;        /* [HTTP_READ_BYTES_MAX]: read from one socket at a time, then parsed */
     struct event *flush;
     int port;
     bool draining;

@@ -79,8 +79,8 @@ int http_server_port(const struct http_server *s);
 const struct http_server_stats *http_server_stats(const struct http_server *s);
 
 /** Closes idle connections, lets running exchanges finish and then closes theirs. Connections that
- * come meanwhile are still answered (a listener that accepts nothing would leave them hanging), each
- * once; nobody waits for them. */
+ * come meanwhile are still answered (a listener that accepts nothing would leave them hanging),
+ * each once; nobody waits for them. */
 void http_server_drain(struct http_server *s);
 
 /* ---- one exchange ---------------------------------------------------------------------------- */

@@ -221,6 +221,31 @@ uint64_t model_workspace_bytes(const struct model *m)
     return sum;
 }
 
+bool model_room(const struct model *m, struct kernel_room *out)
+{
+    struct kernel_room one;
+
+    if (m->ranks[0].kernels.ops->room == NULL)
+        return false;
+    for (int i = 0; i < m->n_ranks; i++) {
+        struct kernels *k = &m->ranks[i].kernels;
+
+        k->ops->room(k, &one);
+        if (i == 0 || one.left < out->left)
+            *out = one;
+    }
+    return true;
+}
+
+uint64_t model_recorded_bytes(const struct model *m)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < m->n_ranks; i++)
+        sum += m->ranks[i].recordings.bytes;
+    return sum;
+}
+
 const char *model_backend_name(const struct model *m)
 {
     return m->ranks[0].kernels.ops->name;
@@ -244,8 +269,9 @@ enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_sl
 {
     struct kv_memory kv = {.n_pages = n_pages, .n_slots = n_slots};
 
-    kv.pages = twins_alloc(&m->twins, n_pages * m->geometry.page_bytes);
-    kv.slots = twins_alloc(&m->twins, n_slots * m->geometry.slot_bytes);
+    /* One more of each, for what fills up recorded steps. */
+    kv.pages = twins_alloc(&m->twins, (n_pages + (size_t)1) * m->geometry.page_bytes);
+    kv.slots = twins_alloc(&m->twins, (n_slots + (size_t)1) * m->geometry.slot_bytes);
     if (dev_is_null(kv.pages) || dev_is_null(kv.slots)) {
         model_kv_free(m, &kv);
         return status_set(st, ST_EXHAUSTED, "no memory for %u KV pages and %u state slots", n_pages,
@@ -262,15 +288,20 @@ void model_kv_free(struct model *m, struct kv_memory *kv)
     *kv = (struct kv_memory){0};
 }
 
-enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
-                              struct status *st)
+static int least(int a, int b)
 {
-    int most = max_seqs < m->max_seqs ? max_seqs : m->max_seqs;
+    return a < b ? a : b;
+}
 
-    most = most < m->max_logit_rows ? most : m->max_logit_rows;
+enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
+                              int max_tokens, struct status *st)
+{
+    int most = least(m->max_logit_rows, m->ranks[0].kernels.dims.max_rows);
+    int seqs = least(least(max_seqs, m->max_seqs), most);
+
     status_ok(st);
     for (int i = 0; i < m->n_ranks && st->code == ST_OK; i++)
-        rank_record(&m->ranks[i], kv, most, st);
+        rank_record(&m->ranks[i], kv, seqs, least(seqs * max_tokens, most), st);
     return st->code;
 }
 
@@ -441,7 +472,7 @@ static enum status_code check_next(const struct model *m, const int32_t *tokens,
 enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const int32_t *next_tokens,
                            const int32_t *rows, int n, const float **logits, struct status *st)
 {
-    int n_rows = m->ranks[0].last.n_rows;
+    int n_rows = m->ranks[0].n_rows;
     struct step s = {
         .m = m, .run = run_mtp, .kv = kv, .next_tokens = next_tokens, .rows = rows, .n = n};
 
@@ -460,7 +491,7 @@ enum status_code model_mtp_next(struct model *m, const struct kv_memory *kv,
                                 const struct model_span *spans, const int32_t *from, int n,
                                 const float **logits, struct status *st)
 {
-    int n_rows = m->ranks[0].last.n_rows;
+    int n_rows = m->ranks[0].n_rows;
     struct step s = {.m = m, .run = run_mtp_next, .kv = kv, .spans = spans, .rows = from, .n = n};
 
     if (check_next(m, NULL, 0, st) != ST_OK || check_batch(m, spans, n, st) != ST_OK)
@@ -559,7 +590,7 @@ static enum status_code read_streams(struct model *m, struct dev_ptr from, uint1
                                      struct status *st)
 {
     struct kernels *k = &m->ranks[0].kernels;
-    size_t bytes = (size_t)m->ranks[0].last.n_rows * (size_t)m->config.hc_mult *
+    size_t bytes = (size_t)m->ranks[0].n_rows * (size_t)m->config.hc_mult *
                    (size_t)m->config.hidden_size * sizeof(*out);
 
     if (k->ops->dev_read(k, out, from, bytes) != 0)
@@ -582,4 +613,9 @@ enum status_code model_debug_layer(struct model *m, const struct kv_memory *kv, 
 enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, struct status *st)
 {
     return read_streams(m, mtp ? m->ranks[0].ws.mtp_streams : m->ranks[0].ws.streams, out, st);
+}
+
+uint64_t model_debug_replays(const struct model *m)
+{
+    return m->ranks[0].n_replays;
 }
