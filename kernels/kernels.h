@@ -47,6 +47,14 @@ struct kernel_piece {
     uint64_t bytes;
 };
 
+/* Memory of a device in bytes. */
+struct kernel_room {
+    size_t total;   /* of the device */
+    size_t used;    /* by this process, dev_alloc() and the backend's own */
+    size_t left;    /* for dev_alloc() */
+    size_t outside; /* free, and kept for the driver: recordings take theirs there */
+};
+
 /* Sizes of the model that shape the operations; names as in config.json, shortened as in dsv4.py.
  */
 struct kernel_dims {
@@ -220,8 +228,9 @@ struct kernel_ops {
     /* -- recordings: NULL where calls are not worth it -- */
 
     /* Operations from record() to recorded() are kept instead of run; replay() runs them, with the
-     * same arguments and whatever lies at their addresses then. Nothing of "memory and order" may
-     * be called between. recorded() returns NULL with k->error set when there is no memory. */
+     * same arguments and whatever lies at their addresses then; how many sequences share a batch's
+     * rows may differ. Nothing of "memory and order" may be called between. recorded() returns NULL
+     * with k->error set when there is no memory. */
     void (*record)(struct kernels *k);
     void *(*recorded)(struct kernels *k);
     void (*replay)(struct kernels *k, void *recording);
@@ -362,6 +371,21 @@ struct kernel_ops {
      * gives. */
     void (*moe_sum)(struct kernels *k, struct dev_ptr y, struct dev_ptr parts, struct dev_ptr ids,
                     int T);
+
+    /* -- a device with memory of its own: NULL on hosts -- */
+
+    /* What dev_alloc() has given and can still give, and what is free beside that. Any thread
+     * while the caller's is in no other call. */
+    void (*room)(struct kernels *k, struct kernel_room *out);
+    /* For collectives (common/comm): the stream that operations are queued on (cudaStream_t); the
+     * calling thread, any, may queue on it from now on. */
+    void *(*stream)(struct kernels *k);
+    /* Queued: out[t][r] = in[r][t] of r < n, t < n_rows; rows of row_bytes; no overlap. */
+    void (*dev_columns)(struct kernels *k, struct dev_ptr out, struct dev_ptr in, int n,
+                        size_t n_rows, size_t row_bytes);
+    /* Queued: from then on marked() (any thread) gives n; 0 before. */
+    void (*mark)(struct kernels *k, uint64_t n);
+    uint64_t (*marked)(struct kernels *k);
 };
 
 struct kernels {

@@ -6,10 +6,6 @@
 #include "common/base/clock.h"
 #include "common/worker/handoff.h"
 
-/* What comes last, the first token waits for: the peer is to compare most of it while the rest is
- * on its way, and a message for each part costs less than comparing a part of this size. */
-enum { LAST_PART_BYTES = 1 << 20 };
-
 /* What a completion needs to find its way home. */
 struct put {
     struct mailbox *engine;
@@ -111,7 +107,7 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
             goto done;
     }
     while (at.group < list.n_groups && st->code == ST_OK)
-        post_part(h, &list, crc, &at, last ? LAST_PART_BYTES : UINT64_MAX, engine, st);
+        post_part(h, &list, crc, &at, last ? HANDOFF_PART_BYTES : UINT64_MAX, engine, st);
     if (last && st->code == ST_OK) {
         h->last_bytes = list.bytes;
         transfer_hurry(h->peer->transfer, h->id); /* the first token waits for these */

@@ -204,6 +204,22 @@ static double index_dropped(const struct policy_stats *s)
     return (double)s->index_dropped_total;
 }
 
+/* As an info metric: the value says nothing, the label does. */
+static void put_transports(struct router_thread *t, struct buf *out)
+{
+    buf_puts(out, "# HELP baton_router_worker_kv_transport How KV came to the worker last.\n"
+                  "# TYPE baton_router_worker_kv_transport gauge\n");
+    for (size_t i = 0; i < workers_count(t->workers, WORKER_DECODE); i++) {
+        const struct worker *w = workers_at(t->workers, WORKER_DECODE, i);
+
+        if (w->transport[0] == '\0')
+            continue;
+        buf_printf(out, "baton_router_worker_kv_transport{address=\"%s\",transport=", w->address);
+        put_string(out, w->transport);
+        buf_puts(out, "} 1\n");
+    }
+}
+
 void api_workers_metrics(struct router_thread *t, struct buf *out)
 {
     static const struct {
@@ -234,6 +250,7 @@ void api_workers_metrics(struct router_thread *t, struct buf *out)
                            gauges[g].name, worker_role_name(role), w->address, v[g]);
             }
     }
+    put_transports(t, out);
     put_index(t, out, "index_pages", "Pages of workers that the router knows of.", "gauge",
               index_pages);
     put_index(t, out, "index_bytes", "Memory of that knowledge.", "gauge", index_bytes);

@@ -8,18 +8,6 @@ static void put(struct buf *out, const char *s)
     buf_puts(out, s);
 }
 
-static void put_number(struct buf *out, uint64_t v)
-{
-    char digits[20];
-    size_t n = sizeof(digits);
-
-    do {
-        digits[--n] = (char)('0' + v % 10);
-        v /= 10;
-    } while (v > 0);
-    buf_append(out, digits + n, sizeof(digits) - n);
-}
-
 void chat_sse_init(struct chat_sse *s, const char *object, const char *id, int64_t created,
                    const char *model)
 {
@@ -37,15 +25,15 @@ void chat_sse_deinit(struct chat_sse *s)
 void chat_usage_json(const struct chat_usage *u, struct buf *out)
 {
     put(out, "{\"prompt_tokens\":");
-    put_number(out, u->prompt_tokens);
+    buf_put_number(out, u->prompt_tokens);
     put(out, ",\"completion_tokens\":");
-    put_number(out, u->completion_tokens);
+    buf_put_number(out, u->completion_tokens);
     put(out, ",\"total_tokens\":");
-    put_number(out, u->prompt_tokens + u->completion_tokens);
+    buf_put_number(out, u->prompt_tokens + u->completion_tokens);
     put(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
-    put_number(out, u->cached_tokens);
+    buf_put_number(out, u->cached_tokens);
     put(out, "},\"completion_tokens_details\":{\"reasoning_tokens\":");
-    put_number(out, u->reasoning_tokens);
+    buf_put_number(out, u->reasoning_tokens);
     put(out, "}}");
 }
 
@@ -53,7 +41,7 @@ static void begin(const struct chat_sse *s, unsigned choice, struct buf *out)
 {
     buf_append(out, s->head.data, s->head.len);
     put(out, "{\"index\":");
-    put_number(out, choice);
+    buf_put_number(out, choice);
     put(out, ",\"delta\":{");
 }
 
@@ -113,7 +101,7 @@ void chat_sse_call(const struct chat_sse *s, unsigned choice, unsigned call, con
 {
     begin(s, choice, out);
     put(out, "\"tool_calls\":[{\"index\":");
-    put_number(out, call);
+    buf_put_number(out, call);
     put(out, ",\"id\":\"");
     put(out, call_id);
     put(out, "\",\"type\":\"function\",\"function\":{\"name\":");
@@ -127,7 +115,7 @@ void chat_sse_arguments(const struct chat_sse *s, unsigned choice, unsigned call
 {
     begin(s, choice, out);
     put(out, "\"tool_calls\":[{\"index\":");
-    put_number(out, call);
+    buf_put_number(out, call);
     put(out, ",\"function\":{\"arguments\":");
     json_write_string(out, text, len);
     put(out, "}}]}");
@@ -147,7 +135,7 @@ void chat_sse_completion(const struct chat_sse *s, unsigned choice, const char *
 {
     buf_append(out, s->head.data, s->head.len);
     put(out, "{\"index\":");
-    put_number(out, choice);
+    buf_put_number(out, choice);
     put(out, ",\"text\":");
     json_write_string(out, text, len);
     end(s, reason, usage, out);

@@ -70,43 +70,6 @@ struct generations {
     size_t cap_ends;
 };
 
-struct prompt_ids *prompt_ids_new(const int32_t *ids, size_t n)
-{
-    struct prompt_ids *p = malloc(sizeof(*p) + n * sizeof(*ids));
-
-    if (p == NULL)
-        return NULL;
-    p->refs = 1;
-    p->n = n;
-    memcpy(p->ids, ids, n * sizeof(*ids));
-    return p;
-}
-
-void prompt_ids_unref(struct prompt_ids *p)
-{
-    if (p != NULL && --p->refs == 0)
-        free(p);
-}
-
-struct token_bias *token_bias_new(size_t n)
-{
-    struct token_bias *b = calloc(1, sizeof(*b) + n * (sizeof(*b->ids) + sizeof(*b->values)));
-
-    if (b == NULL)
-        return NULL;
-    b->refs = 1;
-    b->n = n;
-    b->ids = (int32_t *)(b + 1);
-    b->values = (float *)(b->ids + n);
-    return b;
-}
-
-void token_bias_unref(struct token_bias *b)
-{
-    if (b != NULL && --b->refs == 0)
-        free(b);
-}
-
 /* ---- the table ------------------------------------------------------------------------------- */
 
 static bool table_put(struct generations *g, struct generation *gen)
@@ -223,46 +186,6 @@ static bool remember(struct generation *gen, const int32_t *ids, size_t n)
 
 /* ---- submitting ------------------------------------------------------------------------------ */
 
-/* Those that are off stay off the wire. */
-static void fill_penalties(Baton__V1__Sampling *s, const struct generation_params *p)
-{
-    s->has_presence_penalty = p->presence_penalty != 0;
-    s->has_frequency_penalty = p->frequency_penalty != 0;
-    s->has_repetition_penalty = p->repetition_penalty != 1;
-    s->presence_penalty = p->presence_penalty;
-    s->frequency_penalty = p->frequency_penalty;
-    s->repetition_penalty = p->repetition_penalty;
-    if (p->bias != NULL) {
-        s->n_logit_bias_ids = s->n_logit_bias = p->bias->n;
-        s->logit_bias_ids = p->bias->ids;
-        s->logit_bias = p->bias->values;
-    }
-}
-
-static void fill_sampling(Baton__V1__Sampling *s, struct generation_params *p)
-{
-    baton__v1__sampling__init(s);
-    s->has_temperature = s->has_top_p = s->has_top_k = s->has_min_p = s->has_seed = 1;
-    s->temperature = p->temperature;
-    s->top_p = p->top_p;
-    s->top_k = p->top_k;
-    s->min_p = p->min_p;
-    s->seed = p->seed;
-    s->has_max_new_tokens = s->has_min_new_tokens = s->has_ignore_eos = 1;
-    s->max_new_tokens = p->max_new_tokens;
-    s->min_new_tokens = p->min_new_tokens;
-    s->ignore_eos = p->ignore_eos;
-    s->n_stop_token_ids = p->n_stop_ids;
-    s->stop_token_ids = p->stop_ids;
-    fill_penalties(s, p);
-    s->has_logprobs = p->logprobs;
-    s->has_prompt_logprobs = p->prompt_logprobs;
-    s->has_top_logprobs = p->logprobs || p->prompt_logprobs;
-    s->logprobs = p->logprobs;
-    s->prompt_logprobs = p->prompt_logprobs;
-    s->top_logprobs = p->n_top_logprobs;
-}
-
 /* The prompt and what it has given so far. @return NULL without memory */
 static const int32_t *all_ids(const struct generation *gen, int32_t **joined)
 {
@@ -291,7 +214,7 @@ static enum status_code send_submit(struct generation *gen, const struct workers
     submit.token_ids = (int32_t *)r->ids;
     submit.has_n_emitted = gen->n_emitted > 0;
     submit.n_emitted = gen->n_emitted;
-    fill_sampling(&sampling, &gen->params);
+    generation_params_sampling(&gen->params, &sampling);
     submit.sampling = &sampling;
     submit.n_prefill = c->n_prefill;
     submit.prefill = c->prefill;
@@ -375,8 +298,9 @@ static enum status_code start_somewhere(struct generation *gen, struct workers_r
             workers_began(g->workers, r, &c, &gen->ticket);
             gen->began_us = clock_now_us();
             gen->found_place = g->n_running < places(g);
-            gen->due_us = place_free_us(g, g->n_running, gen->began_us) +
-                          (uint64_t)pace_lifetime_us(&g->pace);
+            if (g->config.queue_ttft_percent > 0) /* else nobody asks */
+                gen->due_us = place_free_us(g, g->n_running, gen->began_us) +
+                              (uint64_t)pace_lifetime_us(&g->pace);
             g->n_queued--;
             g->n_running++;
             gen->state = RUNNING;
@@ -469,6 +393,8 @@ static void note_stats(struct generation *gen, const Baton__V1__HandoffStats *s)
     struct worker *w = gen->worker;
 
     metric_add(gen->owner->metrics->kv_bytes, (double)s->kv_bytes);
+    if (s->has_transfer_us && s->kv_bytes > 0)
+        metric_observe(gen->owner->metrics->kv_s, (double)s->transfer_us / 1e6);
     if (s->transport != NULL)
         snprintf(w->transport, sizeof(w->transport), "%s", s->transport);
 }

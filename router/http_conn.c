@@ -24,6 +24,7 @@ enum {
 static void conn_free(struct http_exchange *c)
 {
     struct http_server *s = c->server;
+    bool late = c->late;
 
     if (c->next != NULL)
         c->next->prev = c->prev;
@@ -43,7 +44,7 @@ static void conn_free(struct http_exchange *c)
     buf_deinit(&c->headers);
     free(c);
     s->stats.connections--;
-    if (s->draining && s->first == NULL && s->callbacks.on_drained != NULL)
+    if (s->draining && !late && --s->n_drained_for == 0 && s->callbacks.on_drained != NULL)
         s->callbacks.on_drained(s->callbacks.arg);
 }
 
@@ -463,6 +464,7 @@ static struct http_exchange *conn_new(struct http_server *s, evutil_socket_t fd)
         return NULL;
     }
     c->server = s;
+    c->late = s->draining;
     c->deadline_us = c->timer_us = HTTP_NEVER;
     http_parser_init(&c->parser, &s->config.limits);
     c->timer = evtimer_new(s->base, on_deadline, c);

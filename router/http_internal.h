@@ -47,6 +47,7 @@ struct http_exchange {
     bool close_after;       /* no keep-alive after this answer */
     bool paused;            /* not read from: too much is held */
     bool half_closed;       /* the client sends nothing more */
+    bool late;              /* came while the server drains */
     bool answering;         /* a request was handed over and has not ended: on_end is owed */
     int status;             /* of its answer; 0: none yet */
     uint64_t begun_us, body_bytes;
@@ -72,7 +73,8 @@ struct http_server {
     struct http_exchange **dirty; /* [n_dirty] of [cap_dirty]; NULL: gone meanwhile */
     struct buf outbox;
     size_t n_dirty, cap_dirty;
-    char *arrived; /* [HTTP_READ_BYTES_MAX]: read from one socket at a time, then parsed */
+    size_t n_drained_for; /* while draining: connections that are not late */
+    char *arrived;        /* [HTTP_READ_BYTES_MAX]: read from one socket at a time, then parsed */
     struct event *flush;
     int port;
     bool draining;

@@ -44,6 +44,11 @@ const char *http_exchange_peer(const struct http_exchange *x)
     return x->peer;
 }
 
+bool http_exchange_is_late(const struct http_exchange *x)
+{
+    return x->late;
+}
+
 void *http_exchange_note(struct http_exchange *x)
 {
     return x->note;

@@ -58,8 +58,7 @@ static void on_accept_again(evutil_socket_t fd, short what, void *arg)
     struct http_server *s = arg;
 
     (void)fd, (void)what;
-    if (!s->draining)
-        evconnlistener_enable(s->listener);
+    evconnlistener_enable(s->listener);
 }
 
 /* Out of file descriptors, mostly: the listener stays readable, so without a pause it would spin.
@@ -196,8 +195,8 @@ void http_server_drain(struct http_server *s)
     if (s->draining)
         return;
     s->draining = true;
-    evconnlistener_disable(s->listener);
-    if (s->first == NULL && s->callbacks.on_drained != NULL)
+    s->n_drained_for = s->stats.connections;
+    if (s->n_drained_for == 0 && s->callbacks.on_drained != NULL)
         s->callbacks.on_drained(s->callbacks.arg);
     for (struct http_exchange *c = s->first; c != NULL; c = next) {
         next = c->next;

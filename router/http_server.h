@@ -37,7 +37,7 @@ struct http_server_config {
     int idle_timeout_ms;     /* between requests */
     int write_timeout_ms;    /* output waits and nothing is taken */
     size_t output_bytes_max; /* bound on output that waits for one client */
-    struct ssl_ctx_st *tls;  /* NULL: plain HTTP. Borrowed */
+    struct tls *tls;         /* NULL: plain HTTP. Borrowed */
     size_t connections_max;  /* beyond: refused at accept with 503 */
 };
 
@@ -50,7 +50,7 @@ struct http_server_callbacks {
     /* An exchange has ended: answered, or (status 499) the client went away or was cut off. bytes:
      * of the answer's body; us: since the request was complete. May be NULL. */
     void (*on_end)(void *arg, struct http_exchange *x, int status, uint64_t bytes, uint64_t us);
-    /* After http_server_drain(): the last connection has closed. */
+    /* After http_server_drain(): the last connection that was open then has closed. */
     void (*on_drained)(void *arg);
     void *arg;
 };
@@ -78,8 +78,9 @@ void http_server_free(struct http_server *s);
 int http_server_port(const struct http_server *s);
 const struct http_server_stats *http_server_stats(const struct http_server *s);
 
-/** Stops accepting, closes idle connections, lets running exchanges finish and then closes theirs.
- */
+/** Closes idle connections, lets running exchanges finish and then closes theirs. Connections that
+ * come meanwhile are still answered (a listener that accepts nothing would leave them hanging),
+ * each once; nobody waits for them. */
 void http_server_drain(struct http_server *s);
 
 /* ---- one exchange ---------------------------------------------------------------------------- */
@@ -94,6 +95,9 @@ void *http_exchange_note(struct http_exchange *x);
 
 /** "127.0.0.1:4711": for logs. */
 const char *http_exchange_peer(const struct http_exchange *x);
+
+/** Whether its connection came after http_server_drain(): work that takes time is to be refused. */
+bool http_exchange_is_late(const struct http_exchange *x);
 
 /** What happens when the client goes away before the answer is complete. Set it before the handler
  * returns when the answer comes later. */

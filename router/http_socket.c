@@ -7,12 +7,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-bool http_socket_open(struct http_socket *s, int fd, struct ssl_ctx_st *tls)
+#include "router/tls.h"
+
+bool http_socket_open(struct http_socket *s, int fd, struct tls *tls)
 {
     SSL *ssl = NULL;
 
     if (tls != NULL) {
-        ssl = SSL_new(tls);
+        ssl = tls_session_new(tls);
         if (ssl == NULL || SSL_set_fd(ssl, fd) != 1) {
             SSL_free(ssl);
             return false;
@@ -43,11 +45,18 @@ static int at_most(size_t n)
     return n < INT_MAX ? (int)n : INT_MAX;
 }
 
+/* What an older call left would be taken for this one's. (Clearing costs more than looking.) */
+static void forget_errors(void)
+{
+    if (ERR_peek_error() != 0)
+        ERR_clear_error();
+}
+
 static ssize_t tls_read(struct http_socket *s, void *data, size_t cap)
 {
     int n, e;
 
-    ERR_clear_error();
+    forget_errors();
     n = SSL_read(s->ssl, data, at_most(cap));
     if (n > 0)
         return n;
@@ -76,7 +85,7 @@ ssize_t http_socket_write(struct http_socket *s, const void *data, size_t n)
 
     if (s->ssl == NULL)
         return plain_result(send(s->fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL));
-    ERR_clear_error();
+    forget_errors();
     sent = SSL_write(s->ssl, data, at_most(n));
     if (sent > 0)
         return sent;
@@ -89,7 +98,7 @@ ssize_t http_socket_write(struct http_socket *s, const void *data, size_t n)
 bool http_socket_end(struct http_socket *s)
 {
     if (s->ssl != NULL && SSL_is_init_finished(s->ssl)) {
-        ERR_clear_error();
+        forget_errors();
         (void)SSL_shutdown(s->ssl);
     }
     return shutdown(s->fd, SHUT_WR) == 0;

@@ -12,7 +12,7 @@
 #include <sys/types.h>
 
 struct ssl_st;
-struct ssl_ctx_st;
+struct tls;
 
 struct http_socket {
     int fd;
@@ -27,7 +27,7 @@ enum {
 };
 
 /** Takes fd, on success. @param tls  NULL: plain. @return false without memory */
-bool http_socket_open(struct http_socket *s, int fd, struct ssl_ctx_st *tls);
+bool http_socket_open(struct http_socket *s, int fd, struct tls *tls);
 void http_socket_close(struct http_socket *s);
 
 /** @return bytes, or one of the codes above; TLS makes its handshake here */

@@ -121,6 +121,9 @@ static void count_end(const struct job *j)
     metric_add(m->prompt_tokens, (double)u.prompt_tokens);
     metric_add(m->cached_tokens, (double)u.cached_tokens);
     metric_add(m->completion_tokens, (double)u.completion_tokens);
+    if (u.completion_tokens > j->n_choices)
+        metric_observe(m->tpot_s, (double)(j->last_us - j->first_us) / 1e6 * j->n_choices /
+                                      (double)(u.completion_tokens - j->n_choices));
     metric_observe(m->e2e_s, (double)us / 1e6);
     log_debug("%s: done: %llu prompt and %llu completion tokens, %.1f ms", j->request_id,
               (unsigned long long)u.prompt_tokens, (unsigned long long)u.completion_tokens,

@@ -3,13 +3,14 @@
 #include <ctype.h>
 #include <errno.h>
 #include <openssl/crypto.h>
+#include <openssl/evp.h>
 #include <openssl/sha.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "common/base/file.h"
 #include "common/base/log.h"
 
 enum { LINE_MAX_BYTES = 1024, REFRESH_US = 500000, SECRET_MIN = 8 };
@@ -32,11 +33,10 @@ struct key {
 };
 
 struct keys {
+    EVP_MD *sha256;       /* looking it up takes longer than hashing a key */
     pthread_mutex_t lock; /* guards all below */
     char *file;
-    struct timespec changed;
-    off_t size;
-    ino_t inode;
+    struct file_stamp stamp;
     bool complained;
     uint64_t looked_us;
     uint32_t next_id;
@@ -238,17 +238,13 @@ static enum status_code install(struct keys *ks, struct key *list, size_t n, str
 static enum status_code load(struct keys *ks, struct status *st)
 {
     struct key *list = NULL;
-    struct stat s;
     size_t n = 0;
-    FILE *f = fopen(ks->file, "re");
+    FILE *f;
 
+    (void)file_stamp_take(ks->file, &ks->stamp);
+    f = fopen(ks->file, "re");
     if (f == NULL)
         return status_set(st, ST_INVALID, "%s: %s", ks->file, strerror(errno));
-    if (fstat(fileno(f), &s) == 0) {
-        ks->changed = s.st_mtim;
-        ks->size = s.st_size;
-        ks->inode = s.st_ino;
-    }
     if (read_file(f, &list, &n, st) != ST_OK)
         free(list);
     else
@@ -282,9 +278,12 @@ enum status_code keys_new(const char *api_key, const char *admin_key, const char
     if (ks == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for the keys");
     pthread_mutex_init(&ks->lock, NULL);
-    if (add_fixed(ks, "api-key", api_key, "default", false, st) == ST_OK &&
-        add_fixed(ks, "admin-api-key", admin_key, "admin", true, st) == ST_OK &&
-        install(ks, NULL, 0, st) == ST_OK && file != NULL) {
+    ks->sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    if (ks->sha256 == NULL)
+        status_set(st, ST_INTERNAL, "this OpenSSL has no SHA-256");
+    else if (add_fixed(ks, "api-key", api_key, "default", false, st) == ST_OK &&
+             add_fixed(ks, "admin-api-key", admin_key, "admin", true, st) == ST_OK &&
+             install(ks, NULL, 0, st) == ST_OK && file != NULL) {
         ks->file = strdup(file);
         if (ks->file == NULL)
             status_set(st, ST_EXHAUSTED, "no memory for the keys");
@@ -304,6 +303,7 @@ void keys_free(struct keys *k)
     if (k == NULL)
         return;
     pthread_mutex_destroy(&k->lock);
+    EVP_MD_free(k->sha256);
     free(k->file);
     free(k->list);
     free(k->places);
@@ -312,21 +312,19 @@ void keys_free(struct keys *k)
 
 void keys_refresh(struct keys *k, uint64_t now_us)
 {
+    struct file_stamp now;
     struct status st;
-    struct stat s;
 
     if (k->file == NULL)
         return;
     pthread_mutex_lock(&k->lock);
     if (now_us - k->looked_us >= REFRESH_US) {
         k->looked_us = now_us;
-        if (stat(k->file, &s) != 0) {
+        if (!file_stamp_take(k->file, &now)) {
             if (!k->complained)
                 log_error("%s: %s: the keys stay as they are", k->file, strerror(errno));
             k->complained = true;
-        } else if (s.st_mtim.tv_sec != k->changed.tv_sec ||
-                   s.st_mtim.tv_nsec != k->changed.tv_nsec || s.st_size != k->size ||
-                   s.st_ino != k->inode) {
+        } else if (!file_stamp_same(&now, &k->stamp)) {
             k->complained = load(k, &st) != ST_OK;
             if (k->complained)
                 log_error("%s: the keys stay as they are", st.msg);
@@ -368,7 +366,8 @@ enum key_verdict keys_check(struct keys *k, const char *given, size_t len, bool 
         return KEY_OK;
     if (given == NULL || len == 0)
         return KEY_MISSING;
-    SHA256((const unsigned char *)given, len, hash);
+    if (EVP_Digest(given, len, hash, NULL, k->sha256, NULL) != 1)
+        return KEY_UNKNOWN;
     pthread_mutex_lock(&k->lock);
     found = find(k, hash);
     if (found != NULL) {

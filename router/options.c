@@ -156,7 +156,8 @@ enum status_code router_options_parse(int argc, char **argv, struct router_optio
          .help = "keys with their limits, one a line: KEY|sha256:HEX [name=W] [rps=N] [burst=N] "
                  "[tpm=N] [weight=N] [priority=N] [admin]; read again when it changes"},
         {"ssl-certfile", FLAG_STRING, &o->ssl_certfile, .arg = "FILE",
-         .help = "certificate chain (PEM): clients speak TLS"},
+         .help =
+             "certificate chain (PEM): clients speak TLS. Read again when it or its key changes"},
         {"ssl-keyfile", FLAG_STRING, &o->ssl_keyfile, .arg = "FILE", .help = "its key (PEM)"},
         {"worker-tls-ca", FLAG_STRING, &o->worker_tls_ca, .arg = "FILE",
          .help = "speak TLS with the workers; their certificates are signed by this (PEM)"},

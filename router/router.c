@@ -63,7 +63,7 @@ static enum status_code open_front(struct router *r, struct status *st)
 
     if (keys_new(o->api_key, o->admin_api_key, o->api_key_file, &r->keys, st) != ST_OK ||
         access_log_open(o->access_log, &r->access_fd, st) != ST_OK ||
-        tls_server_context(o->ssl_certfile, o->ssl_keyfile, &r->tls, st) != ST_OK)
+        tls_new(o->ssl_certfile, o->ssl_keyfile, &r->tls, st) != ST_OK)
         return st->code;
     if (o->otlp_endpoint != NULL)
         return trace_exporter_start(o->otlp_endpoint, &r->traces, st);
@@ -113,7 +113,7 @@ void router_close(struct router *r)
     registry_free(r->registry);
     trace_exporter_stop(r->traces);
     keys_free(r->keys);
-    tls_context_free(r->tls);
+    tls_free(r->tls);
     access_log_close(r->access_fd);
     prefix_tokens_free(r->prefixes);
     tokenizer_free(r->tokenizer);

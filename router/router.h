@@ -38,7 +38,7 @@ struct router {
     struct rpc *rpc;
     struct keys *keys;             /* who may ask; locks itself */
     struct trace_exporter *traces; /* NULL: off */
-    struct ssl_ctx_st *tls;        /* for clients; NULL: plain HTTP */
+    struct tls *tls;               /* for clients; NULL: plain HTTP */
     int access_fd;                 /* of the access log; -1: off */
     struct registry *registry;     /* of the workers; locks itself */
 };

@@ -48,6 +48,13 @@ void router_metrics_init(struct router_metrics *m)
     m->itl_s = metrics_histogram(r, "baton_router_inter_token_latency_seconds",
                                  "Between two messages with tokens of one request, per token.",
                                  NULL, metrics_step_bounds, METRICS_N_STEP);
+    m->tpot_s = metrics_histogram(
+        r, "baton_router_time_per_output_token_seconds",
+        "Of requests with two tokens or more: from the first to the last, per token.", NULL,
+        metrics_step_bounds, METRICS_N_STEP);
+    m->kv_s = metrics_histogram(r, "baton_router_kv_transfer_seconds",
+                                "KV of a prompt on its way, from its first byte to its last.", NULL,
+                                metrics_step_bounds, METRICS_N_STEP);
     m->e2e_s = metrics_histogram(r, "baton_router_request_seconds",
                                  "From the complete request to its end.", NULL, metrics_ttft_bounds,
                                  METRICS_N_TTFT);

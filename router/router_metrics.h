@@ -23,7 +23,8 @@ struct router_metrics {
     struct metric *running;      /* gauge: generations in progress */
     struct metric *connections;  /* gauge: open client connections */
     struct metric *bad_requests; /* refused by the HTTP parser */
-    struct metric *ttft_s, *itl_s, *e2e_s;
+    struct metric *kv_s;         /* how long a prompt's KV was on its way */
+    struct metric *ttft_s, *itl_s, *tpot_s, *e2e_s;
 };
 
 /** Registers all. Out of memory aborts: this is start-up. */

@@ -8,6 +8,7 @@
 #include "router/intake.h"
 #include "router/job.h"
 #include "router/routes.h"
+#include "router/tls.h"
 #include "common/text/text_budget.h"
 
 enum { MAIL_PER_TURN = 256, MAIL_TURN_US = 1000, GAUGES_MS = 500 };
@@ -81,6 +82,7 @@ static void on_gauges(evutil_socket_t fd, short what, void *arg)
     access_log_flush(&t->access);
     jobs_tick(t);
     keys_refresh(t->router->keys, clock_now_us());
+    tls_refresh(t->router->tls, clock_now_us());
     metric_add(m->connections, (double)s->connections - (double)t->connections_told);
     metric_add(m->bad_requests, (double)(s->bad_requests_total - t->bad_requests_told));
     t->connections_told = s->connections;

@@ -225,6 +225,10 @@ void routes_dispatch(struct router_thread *t, struct http_exchange *x)
         reply_error(t, x, 404, NULL, NULL, "there is nothing at this path");
     else if ((found->methods & r->method) == 0)
         refuse_method(t, x, found->methods | HTTP_OPTIONS);
-    else if (authorize(t, x, found))
+    else if (!authorize(t, x, found))
+        ; /* answered */
+    else if (http_exchange_is_late(x) && r->method == HTTP_POST && (found->admin & HTTP_POST) == 0)
+        reply_error(t, x, 503, NULL, "shutting_down", "this router is shutting down");
+    else
         found->answer(t, x);
 }

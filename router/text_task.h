@@ -11,7 +11,7 @@
 #define BATON_ROUTER_TEXT_TASK_H
 
 #include "router/chat_params.h"
-#include "router/generations.h"
+#include "router/generation_params.h"
 #include "router/router.h"
 
 /* Reused from one request to the next. */

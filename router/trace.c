@@ -104,7 +104,7 @@ void trace_parent(const struct trace_context *t, char *out)
     write_hex(t->trace_id, 16, out + 3);
     out[35] = '-';
     write_hex(t->span_id, 8, out + 36);
-    snprintf(out + 52, 4, "-%s", t->sampled ? "01" : "00");
+    memcpy(out + 52, t->sampled ? "-01" : "-00", 4);
 }
 
 /* ---- exporting ------------------------------------------------------------------------------- */
@@ -133,21 +133,24 @@ static void put_attribute(struct buf *out, const struct trace_attribute *a)
     }
 }
 
+static void put_id(struct buf *out, const char *before, const uint8_t *id, size_t n)
+{
+    buf_puts(out, before);
+    buf_reserve(out, 2 * n);
+    write_hex(id, n, out->data + out->len);
+    out->len += 2 * n;
+}
+
 static void put_span(struct buf *out, const struct trace_context *t, const char *name,
                      uint64_t start, uint64_t end, const char *error,
                      const struct trace_attribute *attributes, size_t n)
 {
-    char id[33] = "";
-
-    write_hex(t->trace_id, 16, id);
-    buf_printf(out, "{\"traceId\":\"%.32s\"", id);
-    write_hex(t->span_id, 8, id);
-    buf_printf(out, ",\"spanId\":\"%.16s\"", id);
-    write_hex(t->parent_id, 8, id);
+    put_id(out, "{\"traceId\":\"", t->trace_id, 16);
+    put_id(out, "\",\"spanId\":\"", t->span_id, 8);
     if (t->has_parent)
-        buf_printf(out, ",\"parentSpanId\":\"%.16s\"", id);
+        put_id(out, "\",\"parentSpanId\":\"", t->parent_id, 8);
     buf_printf(out,
-               ",\"name\":\"%s\",\"kind\":2,\"startTimeUnixNano\":\"%llu\","
+               "\",\"name\":\"%s\",\"kind\":2,\"startTimeUnixNano\":\"%llu\","
                "\"endTimeUnixNano\":\"%llu\",\"attributes\":[",
                name, (unsigned long long)start, (unsigned long long)end);
     for (size_t i = 0; i < n; i++) {

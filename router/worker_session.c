@@ -69,19 +69,25 @@ static void on_close(void *arg, struct rpc_session *s, const struct status *why)
 
 /* ---- sessions -------------------------------------------------------------------------------- */
 
+void workers_introduce(const struct workers *ws, Baton__V1__Identity *me)
+{
+    baton__v1__identity__init(me);
+    me->role = "router";
+    me->incarnation = ws->config.incarnation;
+    me->protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
+}
+
 static void send_hello(struct worker *w, struct status *st)
 {
     Baton__V1__DecodeRequest request = BATON__V1__DECODE_REQUEST__INIT;
-    Baton__V1__Identity me = BATON__V1__IDENTITY__INIT;
+    Baton__V1__Identity me;
     Grpc__Health__V1__HealthCheckRequest watch = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
 
     if (w->role == WORKER_PREFILL) {
         rpc_session_send_message(w->link->session, &watch.base, st);
         return;
     }
-    me.role = "router";
-    me.incarnation = w->workers->config.incarnation;
-    me.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
+    workers_introduce(w->workers, &me);
     request.hello = &me;
     rpc_session_send_message(w->link->session, &request.base, st);
 }
@@ -116,6 +122,7 @@ void worker_down(struct worker *w, const struct status *why)
     worker_watch_close(w);
     worker_forget(&w->link, why);
     buf_deinit(&w->unsent);
+    w->send_failed.code = ST_OK;
     enter(w, WORKER_DOWN);
     if (!ws->stopping) {
         /* Jitter keeps many routers from knocking at the same instant. */
@@ -321,27 +328,33 @@ void worker_session_message(struct workers *ws, struct msg *m)
 /* ---- what workers are told ------------------------------------------------------------------- */
 
 /* Fails only when the session has ended, and then its closed message is on its way, or without
- * memory: what it was asked for is asked for elsewhere. */
-static void flush(struct worker *w)
+ * memory: then what it was asked for is lost, and workers_flush() gives it up. */
+static enum status_code give(struct worker *w, struct status *st)
 {
-    struct status st;
-
+    status_ok(st);
     if (w->unsent.len == 0)
-        return;
-    rpc_session_give(w->link->session, w->unsent.data, w->unsent.len, &st);
+        return ST_OK;
+    rpc_session_give(w->link->session, w->unsent.data, w->unsent.len, st);
     w->unsent = (struct buf){0};
-    if (st.code != ST_OK && st.code != ST_UNAVAILABLE)
-        worker_down(w, &st);
+    if (st->code != ST_OK && st->code != ST_UNAVAILABLE)
+        w->send_failed = *st;
+    return st->code;
 }
 
 void workers_flush(struct workers *ws)
 {
     struct worker *w;
+    struct status st;
 
     while ((w = ws->unsent) != NULL) {
         ws->unsent = w->next_unsent;
         w->is_unsent = false;
-        flush(w);
+        give(w, &st);
+        if (w->send_failed.code == ST_OK)
+            continue;
+        st = w->send_failed;
+        w->send_failed.code = ST_OK;
+        worker_down(w, &st);
     }
 }
 
@@ -356,11 +369,13 @@ enum status_code workers_send(struct worker *w, const Baton__V1__DecodeRequest *
     if (n > RPC_MESSAGE_MAX)
         return status_set(st, ST_INVALID, "a request of %zu bytes, at most %d travel", n,
                           RPC_MESSAGE_MAX);
-    if (w->unsent.len + n > RPC_MESSAGE_MAX)
-        flush(w);
-    if (w->state != WORKER_READY ||
+    /* From here nobody is given up: the caller is in the middle of something. */
+    if (w->unsent.len + n > RPC_MESSAGE_MAX && give(w, st) != ST_OK)
+        return status_set(st, ST_UNAVAILABLE, "decode %s cannot be told", w->address);
+    if (w->send_failed.code != ST_OK ||
         rpc_session_waiting(w->link->session) + w->unsent.len + n > RPC_SESSION_QUEUE_MAX)
-        return status_set(st, ST_EXHAUSTED, "decode %s does not read what it is sent", w->address);
+        return status_set(st, ST_UNAVAILABLE, "decode %s does not read what it is sent",
+                          w->address);
     /* Messages one after the other are one message with the repeated fields of all. */
     buf_reserve(&w->unsent, n);
     w->unsent.len +=

@@ -19,13 +19,11 @@ enum {
 static void send_request(struct worker *w, bool hello)
 {
     Baton__V1__WatchRequest request = BATON__V1__WATCH_REQUEST__INIT;
-    Baton__V1__Identity me = BATON__V1__IDENTITY__INIT;
+    Baton__V1__Identity me;
     struct status st;
 
     if (hello) {
-        me.role = "router";
-        me.incarnation = w->workers->config.incarnation;
-        me.protocol = BATON__V1__PROTOCOL__PROTOCOL_NOW;
+        workers_introduce(w->workers, &me);
         request.hello = &me;
     } else {
         request.has_snapshot = request.snapshot = 1;

@@ -76,6 +76,7 @@ struct worker {
     struct session_link *link; /* NULL while DOWN */
     struct buf unsent;         /* to it, of this turn of the loop: DecodeRequests, packed */
     bool is_unsent;            /* in the list of those that have some */
+    struct status send_failed; /* some of it was lost: given up at the turn's end */
     struct worker *next_unsent;
     struct session_link *watch; /* NULL: none */
     uint64_t watch_seq;         /* of its last page message */
@@ -183,8 +184,8 @@ void workers_ended(struct workers *ws, struct workers_ticket *t, const struct st
                    const char *blame);
 
 /** Sends to a ready decode worker. What one turn of the loop has for it leaves in one message, at
- * the turn's end. @return ST_OK; ST_INVALID: larger than messages may be; ST_UNAVAILABLE,
- * ST_EXHAUSTED: nothing will be sent */
+ * the turn's end. @return ST_OK; ST_INVALID: larger than messages may be; ST_UNAVAILABLE: nothing
+ * will be sent */
 enum status_code workers_send(struct worker *w, const Baton__V1__DecodeRequest *request,
                               struct status *st);
 

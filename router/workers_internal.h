@@ -23,8 +23,8 @@ struct workers {
     struct event *flush;
     struct policy *policy[2];
     uint64_t model_fingerprint; /* of the decode workers that are ready */
-    uint64_t
-        *pages; /* [n_pages] of [cap_pages]: names of the prompt's pages that was chosen for last */
+    /* [n_pages] of [cap_pages]: names of the pages of the prompt that was chosen for last */
+    uint64_t *pages;
     size_t n_pages, cap_pages;
     uint64_t room, context_length; /* requests; tokens: see workers_settle() */
     uint32_t turn;                 /* among those whose breaker is open */
@@ -50,6 +50,8 @@ void worker_arm(struct event *timer, unsigned ms);
 void worker_forget(struct session_link **link, const struct status *why);
 enum status_code worker_open_link(struct worker *w, const char *path, int timeout_ms, bool watch,
                                   struct session_link **out, struct status *st);
+/** Says who we are, in a hello. */
+void workers_introduce(const struct workers *ws, Baton__V1__Identity *me);
 void worker_on_timer(evutil_socket_t fd, short what, void *arg);
 
 /** Sends what this turn has gathered for the workers. */

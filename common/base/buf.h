@@ -9,6 +9,7 @@
 #define BATON_COMMON_BASE_BUF_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 struct buf {
@@ -22,6 +23,9 @@ void buf_reserve(struct buf *b, size_t n);
 
 /** Appends printf-style text. */
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/** Appends a number in decimal. */
+void buf_put_number(struct buf *b, uint64_t n);
 
 /** The contents as a C string; borrowed until the next change. */
 const char *buf_cstr(struct buf *b);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 enum status_code file_read(const char *path, size_t max_bytes, struct buf *out, struct status *st)
 {
@@ -22,4 +23,21 @@ enum status_code file_read(const char *path, size_t max_bytes, struct buf *out, 
         status_set(st, ST_INVALID, "larger than %zu bytes", max_bytes);
     fclose(f);
     return st->code;
+}
+
+bool file_stamp_take(const char *path, struct file_stamp *out)
+{
+    struct stat s;
+
+    *out = (struct file_stamp){0};
+    if (stat(path, &s) != 0)
+        return false;
+    *out = (struct file_stamp){s.st_mtim, s.st_size, s.st_ino};
+    return true;
+}
+
+bool file_stamp_same(const struct file_stamp *a, const struct file_stamp *b)
+{
+    return a->changed.tv_sec == b->changed.tv_sec && a->changed.tv_nsec == b->changed.tv_nsec &&
+           a->size == b->size && a->inode == b->inode;
 }

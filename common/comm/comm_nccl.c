@@ -239,6 +239,7 @@ static bool begin(struct member *m, const char *what)
         m->n_inside--;
         return false;
     }
+    m->device.enter(m->device.arg);
     atomic_store_explicit(&m->what, what, memory_order_relaxed);
     atomic_fetch_add_explicit(&m->n_queued, 1, memory_order_relaxed);
     return true;
@@ -411,9 +412,11 @@ static void *join_main(void *arg)
 {
     struct joining *j = arg;
     void *comm = NULL;
-    int e = j->m->nccl.init(&comm, j->m->n_ranks, j->id, j->m->rank);
     bool left;
+    int e;
 
+    j->m->device.enter(j->m->device.arg); /* NCCL takes the device that the thread has */
+    e = j->m->nccl.init(&comm, j->m->n_ranks, j->id, j->m->rank);
     pthread_mutex_lock(&j->mutex);
     j->m->comm = comm;
     j->result = e;

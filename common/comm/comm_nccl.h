@@ -26,6 +26,8 @@ struct comm_nccl_device {
     void *stream;           /* cudaStream_t of the rank's kernels */
     struct dev_ptr scratch; /* device memory of the group's alone */
     size_t scratch_bytes;   /* >= n_ranks * the longest row that is gathered by columns */
+    /* The calling thread is about to call NCCL for this GPU, or to queue on its stream. */
+    void (*enter)(void *arg);
     /* Queued: out[t][r] = in[r][t]; rows of row_bytes. */
     void (*columns)(void *arg, struct dev_ptr out, struct dev_ptr in, int n_ranks, size_t n_rows,
                     size_t row_bytes);

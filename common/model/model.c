@@ -6,10 +6,12 @@
 #include <string.h>
 
 #include "common/base/log.h"
+#include "common/model/device_group.h"
 #include "common/model/model_debug.h"
 #include "common/model/rank.h"
 #include "common/model/safetensors.h"
 #include "common/model/team.h"
+#include "common/model/twins.h"
 #include "common/model/weights.h"
 
 /* How long one operation of the reference kernels may take on a large model; those of the others
@@ -27,6 +29,7 @@ struct model {
     struct rank *ranks;  /* [n_ranks]; [0] is the caller's */
     struct comm **comms; /* [n_ranks]; NULL: one rank */
     struct team *team;   /* NULL: one rank */
+    struct twins twins;  /* the KV and its states */
     uint64_t fingerprint;
     int max_seqs, max_logit_rows;
     float *host_logits;      /* where the device's cannot be read in place; else NULL */
@@ -53,15 +56,8 @@ static int threads_of_rank(const struct model *m, const struct model_options *op
     return all > m->n_ranks ? all / m->n_ranks : 1;
 }
 
-static enum status_code open_group(struct model *m, const struct model_options *opt,
-                                   struct status *st)
+static enum status_code make_ranks(struct model *m, struct status *st)
 {
-    bool slow = opt->cpu_isa != NULL && strcmp(opt->cpu_isa, "ref") == 0;
-    struct comm_options group = {.n_ranks = m->n_ranks,
-                                 .beat_ms = slow ? REF_BEAT_MS : 0,
-                                 .on_failure = opt->on_group_failure,
-                                 .arg = opt->on_group_failure_arg};
-
     m->ranks = calloc((size_t)m->n_ranks, sizeof(*m->ranks));
     m->comms = calloc((size_t)m->n_ranks, sizeof(struct comm *));
     if (m->ranks == NULL || m->comms == NULL)
@@ -71,12 +67,31 @@ static enum status_code open_group(struct model *m, const struct model_options *
         m->ranks[i].geometry = &m->geometry;
         m->ranks[i].shard = shard_make(&m->config, i, m->n_ranks);
     }
+    m->twins = (struct twins){.ranks = m->ranks, .n = 1};
+    return status_ok(st);
+}
+
+/* The ranks meet: on devices when these are open, on hosts before, because there a rank's work is
+ * watched from its first operation on. */
+static enum status_code open_group(struct model *m, const struct model_options *opt, bool device,
+                                   struct status *st)
+{
+    bool slow = opt->cpu_isa != NULL && strcmp(opt->cpu_isa, "ref") == 0;
+    struct comm_options group = {.n_ranks = m->n_ranks,
+                                 .beat_ms = slow ? REF_BEAT_MS : 0,
+                                 .on_failure = opt->on_group_failure,
+                                 .arg = opt->on_group_failure_arg};
+
     if (m->n_ranks == 1)
         return status_ok(st);
-    if (comm_cpu_new(&group, m->comms, st) != ST_OK)
+    if ((device ? device_group_new(m->ranks, &group, opt->nccl_library, m->comms, st)
+                : comm_cpu_new(&group, m->comms, st)) != ST_OK)
         return st->code;
-    for (int i = 0; i < m->n_ranks; i++)
+    for (int i = 0; i < m->n_ranks; i++) {
         m->ranks[i].comm = m->comms[i];
+        m->ranks[i].own_kv = device;
+    }
+    m->twins.n = device ? m->n_ranks : 1;
     return team_new(m->comms, m->n_ranks, &m->team, st);
 }
 
@@ -99,16 +114,20 @@ static void log_shards(const struct model *m)
 static enum status_code open_parts(struct model *m, const struct model_options *opt,
                                    struct status *st)
 {
+    bool device = rank_on_device(opt);
     struct kernels *k;
 
     if (model_config_read(opt->path, &m->config, st) != ST_OK ||
         model_geometry_of(&m->config, &m->geometry, st) != ST_OK ||
-        safetensors_open(opt->path, &m->files, st) != ST_OK || open_group(m, opt, st) != ST_OK)
+        safetensors_open(opt->path, &m->files, st) != ST_OK || make_ranks(m, st) != ST_OK ||
+        (!device && open_group(m, opt, device, st) != ST_OK))
         return st->code;
     for (int i = 0; i < m->n_ranks; i++)
         if (rank_open(&m->ranks[i], opt, m->n_ranks == 1 ? opt->n_threads : threads_of_rank(m, opt),
                       m->files, st) != ST_OK)
             return status_wrap(st, "checkpoint %s", opt->path);
+    if (device && open_group(m, opt, device, st) != ST_OK)
+        return st->code;
     m->fingerprint = weights_fingerprint(m->files, &m->config);
     k = &m->ranks[0].kernels;
     if (k->ops->dev_host(k, m->ranks[0].ws.logits) == NULL) {
@@ -146,10 +165,12 @@ void model_free(struct model *m)
         log_error("a rank is stuck: the model's memory is left to the end of the process");
         return;
     }
+    for (int i = 0; m->comms != NULL && i < m->n_ranks; i++) { /* before the devices they use */
+        comm_free(m->comms[i]);
+        m->ranks[i].comm = NULL;
+    }
     for (int i = 0; m->ranks != NULL && i < m->n_ranks; i++)
         rank_close(&m->ranks[i]);
-    for (int i = 0; m->comms != NULL && i < m->n_ranks; i++)
-        comm_free(m->comms[i]);
     safetensors_close(m->files);
     free(m->ranks);
     free(m->comms);
@@ -200,6 +221,31 @@ uint64_t model_workspace_bytes(const struct model *m)
     return sum;
 }
 
+bool model_room(const struct model *m, struct kernel_room *out)
+{
+    struct kernel_room one;
+
+    if (m->ranks[0].kernels.ops->room == NULL)
+        return false;
+    for (int i = 0; i < m->n_ranks; i++) {
+        struct kernels *k = &m->ranks[i].kernels;
+
+        k->ops->room(k, &one);
+        if (i == 0 || one.left < out->left)
+            *out = one;
+    }
+    return true;
+}
+
+uint64_t model_recorded_bytes(const struct model *m)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < m->n_ranks; i++)
+        sum += m->ranks[i].recordings.bytes;
+    return sum;
+}
+
 const char *model_backend_name(const struct model *m)
 {
     return m->ranks[0].kernels.ops->name;
@@ -221,11 +267,11 @@ void model_rank_bytes(const struct model *m, int rank, uint64_t *weights, uint64
 enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_slots,
                                 struct kv_memory *out, struct status *st)
 {
-    struct kernels *k = &m->ranks[0].kernels;
     struct kv_memory kv = {.n_pages = n_pages, .n_slots = n_slots};
 
-    kv.pages = k->ops->dev_alloc(k, n_pages * m->geometry.page_bytes);
-    kv.slots = k->ops->dev_alloc(k, n_slots * m->geometry.slot_bytes);
+    /* One more of each, for what fills up recorded steps. */
+    kv.pages = twins_alloc(&m->twins, (n_pages + (size_t)1) * m->geometry.page_bytes);
+    kv.slots = twins_alloc(&m->twins, (n_slots + (size_t)1) * m->geometry.slot_bytes);
     if (dev_is_null(kv.pages) || dev_is_null(kv.slots)) {
         model_kv_free(m, &kv);
         return status_set(st, ST_EXHAUSTED, "no memory for %u KV pages and %u state slots", n_pages,
@@ -237,20 +283,25 @@ enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_sl
 
 void model_kv_free(struct model *m, struct kv_memory *kv)
 {
-    m->ranks[0].kernels.ops->dev_free(&m->ranks[0].kernels, kv->pages);
-    m->ranks[0].kernels.ops->dev_free(&m->ranks[0].kernels, kv->slots);
+    twins_free(&m->twins, kv->pages);
+    twins_free(&m->twins, kv->slots);
     *kv = (struct kv_memory){0};
 }
 
-enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
-                              struct status *st)
+static int least(int a, int b)
 {
-    int most = max_seqs < m->max_seqs ? max_seqs : m->max_seqs;
+    return a < b ? a : b;
+}
 
-    most = most < m->max_logit_rows ? most : m->max_logit_rows;
+enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
+                              int max_tokens, struct status *st)
+{
+    int most = least(m->max_logit_rows, m->ranks[0].kernels.dims.max_rows);
+    int seqs = least(least(max_seqs, m->max_seqs), most);
+
     status_ok(st);
     for (int i = 0; i < m->n_ranks && st->code == ST_OK; i++)
-        rank_record(&m->ranks[i], kv, most, st);
+        rank_record(&m->ranks[i], kv, seqs, least(seqs * max_tokens, most), st);
     return st->code;
 }
 
@@ -346,10 +397,18 @@ static void stop_for_good(void)
 static void run_rank(void *arg, int rank)
 {
     const struct step *s = arg;
+    struct step own = *s;
+    struct kv_memory kv;
 
     if (rank > 0 && rank == s->m->stall_rank && s->m->n_steps == STALL_STEP)
         stop_for_good();
-    s->run(&s->m->ranks[rank], s);
+    if (s->kv != NULL && s->m->twins.n > 1) {
+        kv = *s->kv;
+        kv.pages = twins_at(&s->m->twins, rank, kv.pages);
+        kv.slots = twins_at(&s->m->twins, rank, kv.slots);
+        own.kv = &kv;
+    }
+    s->run(&s->m->ranks[rank], &own);
 }
 
 static enum status_code run_step(const struct step *s, struct status *st)
@@ -413,7 +472,7 @@ static enum status_code check_next(const struct model *m, const int32_t *tokens,
 enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const int32_t *next_tokens,
                            const int32_t *rows, int n, const float **logits, struct status *st)
 {
-    int n_rows = m->ranks[0].last.n_rows;
+    int n_rows = m->ranks[0].n_rows;
     struct step s = {
         .m = m, .run = run_mtp, .kv = kv, .next_tokens = next_tokens, .rows = rows, .n = n};
 
@@ -432,7 +491,7 @@ enum status_code model_mtp_next(struct model *m, const struct kv_memory *kv,
                                 const struct model_span *spans, const int32_t *from, int n,
                                 const float **logits, struct status *st)
 {
-    int n_rows = m->ranks[0].last.n_rows;
+    int n_rows = m->ranks[0].n_rows;
     struct step s = {.m = m, .run = run_mtp_next, .kv = kv, .spans = spans, .rows = from, .n = n};
 
     if (check_next(m, NULL, 0, st) != ST_OK || check_batch(m, spans, n, st) != ST_OK)
@@ -449,19 +508,80 @@ bool model_has_mtp(const struct model *m)
     return m->ranks[0].weights->n_mtp > 0;
 }
 
+/* ---- memory beside the KV ---- */
+
 struct dev_ptr model_memory_alloc(struct model *m, size_t bytes)
 {
-    return m->ranks[0].kernels.ops->dev_alloc(&m->ranks[0].kernels, bytes);
+    return twins_alloc(&m->twins, bytes);
 }
 
 void model_memory_free(struct model *m, struct dev_ptr p)
 {
-    m->ranks[0].kernels.ops->dev_free(&m->ranks[0].kernels, p);
+    twins_free(&m->twins, p);
 }
 
 void model_memory_copy(struct model *m, struct dev_ptr dst, struct dev_ptr src, size_t bytes)
 {
-    m->ranks[0].kernels.ops->dev_copy(&m->ranks[0].kernels, dst, src, bytes);
+    for (int r = 0; r < m->twins.n; r++) {
+        struct kernels *k = &m->ranks[r].kernels;
+
+        k->ops->dev_copy(k, twins_at(&m->twins, r, dst), twins_at(&m->twins, r, src), bytes);
+    }
+}
+
+/* One registration serves all devices of a process. */
+enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_share(k, host, bytes) != 0)
+        return status_set(st, ST_EXHAUSTED, "%s", k->error);
+    return status_ok(st);
+}
+
+void model_memory_unshare(struct model *m, void *host)
+{
+    m->ranks[0].kernels.ops->dev_unshare(&m->ranks[0].kernels, host);
+}
+
+/* What goes to the devices goes to every rank's, and arrives there as it does at rank 0's. */
+static enum status_code move_to_twins(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                      const uint32_t *group_end, size_t n_groups,
+                                      const uint32_t *crc, struct status *st)
+{
+    struct kernel_piece *own = malloc(n * sizeof(*own) + n_groups * sizeof(uint32_t) + 1);
+    uint32_t *own_crc = (uint32_t *)(void *)(own + n);
+
+    status_ok(st);
+    if (own == NULL)
+        return status_set(st, ST_EXHAUSTED, "no memory for a list of %zu pieces", n);
+    for (int r = 1; r < m->twins.n && st->code == ST_OK; r++) {
+        struct kernels *k = &m->ranks[r].kernels;
+
+        for (size_t i = 0; i < n; i++) {
+            own[i] = pieces[i];
+            own[i].dst = twins_at(&m->twins, r, pieces[i].dst);
+        }
+        if (k->ops->dev_move(k, own, n, group_end, n_groups, true, own_crc) != 0)
+            status_set(st, ST_INTERNAL, "device of rank %d: %s", r, k->error);
+        else if (memcmp(own_crc, crc, n_groups * sizeof(*crc)) != 0)
+            status_set(st, ST_INTERNAL, "rank %d got other bytes than rank 0: a faulty device", r);
+    }
+    free(own);
+    return st->code;
+}
+
+enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
+                                   const uint32_t *group_end, size_t n_groups, bool to_device,
+                                   uint32_t *crc, struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->dev_move(k, pieces, n, group_end, n_groups, to_device, crc) != 0)
+        return status_set(st, ST_INTERNAL, "device: %s", k->error);
+    if (to_device && m->twins.n > 1)
+        return move_to_twins(m, pieces, n, group_end, n_groups, crc, st);
+    return status_ok(st);
 }
 
 /* ---- for tests ---- */
@@ -470,7 +590,7 @@ static enum status_code read_streams(struct model *m, struct dev_ptr from, uint1
                                      struct status *st)
 {
     struct kernels *k = &m->ranks[0].kernels;
-    size_t bytes = (size_t)m->ranks[0].last.n_rows * (size_t)m->config.hc_mult *
+    size_t bytes = (size_t)m->ranks[0].n_rows * (size_t)m->config.hc_mult *
                    (size_t)m->config.hidden_size * sizeof(*out);
 
     if (k->ops->dev_read(k, out, from, bytes) != 0)
@@ -495,27 +615,7 @@ enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, s
     return read_streams(m, mtp ? m->ranks[0].ws.mtp_streams : m->ranks[0].ws.streams, out, st);
 }
 
-enum status_code model_memory_share(struct model *m, void *host, size_t bytes, struct status *st)
+uint64_t model_debug_replays(const struct model *m)
 {
-    struct kernels *k = &m->ranks[0].kernels;
-
-    if (k->ops->dev_share(k, host, bytes) != 0)
-        return status_set(st, ST_EXHAUSTED, "%s", k->error);
-    return status_ok(st);
-}
-
-void model_memory_unshare(struct model *m, void *host)
-{
-    m->ranks[0].kernels.ops->dev_unshare(&m->ranks[0].kernels, host);
-}
-
-enum status_code model_memory_move(struct model *m, const struct kernel_piece *pieces, size_t n,
-                                   const uint32_t *group_end, size_t n_groups, bool to_device,
-                                   uint32_t *crc, struct status *st)
-{
-    struct kernels *k = &m->ranks[0].kernels;
-
-    if (k->ops->dev_move(k, pieces, n, group_end, n_groups, to_device, crc) != 0)
-        return status_set(st, ST_INTERNAL, "device: %s", k->error);
-    return status_ok(st);
+    return m->ranks[0].n_replays;
 }

@@ -33,7 +33,9 @@ struct model_options {
     int max_logit_rows; /* rows of logits of one forward, at most */
     bool pin_threads;   /* each to a CPU of its own: only when this process has them to itself */
     bool no_repack;     /* weights are used as mapped: starts at once, runs slower; same bits */
-    int tp_size;        /* ranks that share the model (shard.h); 0: one. The bits are the same */
+    /* Ranks that share the model (shard.h); 0: one. The bits are the same. On GPUs: one each, from
+     * the one that device names on. */
+    int tp_size;
     /* Called once when the group of ranks has failed, by the thread that found it; every forward
      * fails from then on, and a rank may be stuck in the model's memory for ever: the process
      * should end. NULL: nobody. */
@@ -43,6 +45,7 @@ struct model_options {
     /* Tests: opens the backend instead of what device says; as kernels_open_cuda(). */
     int (*open_kernels)(struct kernels *k, int ordinal, const struct kernel_dims *dims,
                         const struct kernel_env *env);
+    const char *nccl_library; /* tests; NULL: libnccl.so.2 */
 };
 
 /** @return ST_OK; ST_INVALID or ST_CORRUPT naming file, tensor, found and expected; ST_EXHAUSTED */
@@ -81,6 +84,15 @@ void model_weight_classes(const struct model *m, uint64_t *out);
 /** Bytes of the buffers of a step, logits included. */
 uint64_t model_workspace_bytes(const struct model *m);
 
+/**
+ * Memory of the device of the rank that has least left, in bytes: what is taken by now (weights,
+ * workspace, the backend's own, KV), and what is left. @return false: ranks have no memory of their
+ * own, it is the host's */
+bool model_room(const struct model *m, struct kernel_room *out);
+
+/** Bytes that recordings (model_record()) take of the device's driver, of all ranks. */
+uint64_t model_recorded_bytes(const struct model *m);
+
 /** Ranks that share the model, and what each holds. @param rank  [0, model_n_ranks()) */
 int model_n_ranks(const struct model *m);
 void model_rank_bytes(const struct model *m, int rank, uint64_t *weights, uint64_t *workspace);
@@ -101,13 +113,16 @@ enum status_code model_kv_alloc(struct model *m, uint32_t n_pages, uint32_t n_sl
 void model_kv_free(struct model *m, struct kv_memory *kv);
 
 /**
- * Keeps the launches of steps of 1 .. max_seqs sequences with one token each, so that such a step
- * costs one call instead of hundreds (CUDA graphs); the bits are the same. Nothing where the
- * backend's calls cost nothing. kv: that of every later step; its page 0 and slot 0 are written.
+ * Keeps the launches of decode steps, so that such a step costs one call instead of hundreds (CUDA
+ * graphs): of up to max_seqs sequences, with up to max_tokens rows of each that all give logits
+ * (drafts to verify), and of the MTP block over them. A step with fewer rows than a recording is
+ * filled up. The bits are the same. Nothing where the backend's calls cost nothing, and on several
+ * devices.
+ * @param kv  that of every later step, from model_kv_alloc()
  * @return ST_OK; ST_EXHAUSTED with what the device said
  */
 enum status_code model_record(struct model *m, const struct kv_memory *kv, int max_seqs,
-                              struct status *st);
+                              int max_tokens, struct status *st);
 
 /** Whether the KV may be any host memory (CPU); else it is model_kv_alloc()'s. */
 bool model_kv_is_host(const struct model *m);

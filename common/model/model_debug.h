@@ -17,4 +17,7 @@ enum status_code model_debug_layer(struct model *m, const struct kv_memory *kv, 
 /** The streams after the last layer (or after the MTP block) of the last forward; out as above. */
 enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, struct status *st);
 
+/** How many forwards and MTP blocks were replays of recordings. */
+uint64_t model_debug_replays(const struct model *m);
+
 #endif

@@ -1,4 +1,4 @@
-#include "common/model/rank.h"
+#include "common/model/rank_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,7 +64,7 @@ static struct kernel_dims dims_of(const struct model_config *c, const struct sha
         .route_scale = c->route_scale,
         .swiglu_limit = c->swiglu_limit,
         .max_rows = opt->max_batch_tokens,
-        .max_seqs = opt->max_batch_seqs,
+        .max_seqs = opt->max_batch_seqs + 1, /* what fills up a recorded step is one */
         .max_context = opt->max_context,
     };
 }
@@ -108,21 +108,23 @@ static enum status_code open_cuda(struct rank *r, const struct model_options *op
 
     if (ordinal == -2)
         return status_set(st, ST_INVALID, "device '%s' is not cpu or cuda:N", opt->device);
-    if (r->comm != NULL)
-        return status_set(st, ST_INVALID,
-                          "a model shared by several GPUs does not run yet: take --tp-size 1");
+    ordinal += r->shard.rank;
     if ((opt->open_kernels != NULL ? opt->open_kernels : kernels_open_cuda)(&r->kernels, ordinal,
                                                                             dims, env) != 0)
-        return status_set(st, ST_INVALID, "device %s: %s; --device cpu works without", opt->device,
+        return status_set(st, ST_INVALID, "device cuda:%d: %s; --device cpu works without", ordinal,
                           r->kernels.error);
     return status_ok(st);
+}
+
+bool rank_on_device(const struct model_options *opt)
+{
+    return ordinal_of(opt->device) != -1 || opt->open_kernels != NULL;
 }
 
 static enum status_code open_kernels(struct rank *r, const struct model_options *opt, int n_threads,
                                      struct status *st)
 {
     struct kernel_dims dims = dims_of(r->config, &r->shard, opt);
-    bool cpu = ordinal_of(opt->device) == -1 && opt->open_kernels == NULL;
     struct kernel_env env;
 
     if (pool_new_pinned(n_threads, opt->pin_threads, &r->pool, st) != ST_OK)
@@ -133,10 +135,11 @@ static enum status_code open_kernels(struct rank *r, const struct model_options 
                               .n_nodes = pool_nodes(r->pool),
                               .node_of = node_of,
                               .as_mapped = opt->no_repack};
-    if ((cpu ? open_cpu : open_cuda)(r, opt, &dims, &env, st) != ST_OK)
+    if ((rank_on_device(opt) ? open_cuda : open_cpu)(r, opt, &dims, &env, st) != ST_OK)
         return st->code;
     r->kernels_open = true;
-    if (r->comm != NULL && (r->kernels.ops->moe_parts == NULL || r->kernels.ops->moe_sum == NULL))
+    if (r->shard.n_ranks > 1 &&
+        (r->kernels.ops->moe_parts == NULL || r->kernels.ops->moe_sum == NULL))
         return status_set(st, ST_INVALID, "%s runs on one rank only: take --tp-size 1",
                           r->kernels.ops->name);
     return status_ok(st);
@@ -150,13 +153,45 @@ static size_t staging_len(const struct rank *r, const struct model_options *opt)
 
     if (most < (size_t)opt->max_logit_rows)
         most = (size_t)opt->max_logit_rows;
-    return most + (size_t)opt->max_batch_seqs + 1;
+    return most + (size_t)opt->max_batch_seqs + 2;
+}
+
+/* On a device: whether weights and workspace fit, before minutes are spent on reading them. The
+ * bytes are the checkpoint's: what panels and scales add is little, and refused when it is met. */
+static enum status_code check_room(struct rank *r, const struct model_options *opt,
+                                   const struct safetensors *files, struct status *st)
+{
+    static const double MIB = 1 << 20;
+    size_t ws, at = 0;
+    struct kernel_room room;
+    struct weights *w;
+    char classes[160];
+
+    if (r->kernels.ops->room == NULL)
+        return status_ok(st);
+    if (weights_load(files, r->config, &r->shard, NULL, &w, st) != ST_OK)
+        return st->code;
+    r->kernels.ops->room(&r->kernels, &room);
+    ws = workspace_bytes(&r->kernels, r->config, (int)r->geometry->row_bytes, opt->max_logit_rows,
+                         r->shard.n_ranks);
+    for (int i = 0; i < WEIGHT_CLASSES; i++)
+        at += (size_t)snprintf(classes + at, sizeof(classes) - at, "%s%s %.1f", i > 0 ? ", " : "",
+                               weight_class_names[i], (double)w->class_bytes[i] / MIB);
+    status_ok(st);
+    if (w->bytes + ws > room.left)
+        status_set(st, ST_EXHAUSTED,
+                   "cuda:%d: weights of %.1f MiB (%s) and a workspace of %.1f MiB, %.1f MiB left: "
+                   "raise --tp-size or lower --chunked-prefill-size",
+                   r->shard.rank + ordinal_of(opt->device), (double)w->bytes / MIB, classes,
+                   (double)ws / MIB, (double)room.left / MIB);
+    weights_free(w);
+    return st->code;
 }
 
 enum status_code rank_open(struct rank *r, const struct model_options *opt, int n_threads,
                            const struct safetensors *files, struct status *st)
 {
-    if (open_kernels(r, opt, n_threads, st) != ST_OK ||
+    if (open_kernels(r, opt, n_threads, st) != ST_OK || check_room(r, opt, files, st) != ST_OK ||
         weights_load(files, r->config, &r->shard, &r->kernels, &r->weights, st) != ST_OK ||
         workspace_init(&r->ws, &r->kernels, r->config, (int)r->geometry->row_bytes,
                        opt->max_logit_rows, r->shard.n_ranks, st) != ST_OK)
@@ -167,20 +202,10 @@ enum status_code rank_open(struct rank *r, const struct model_options *opt, int 
     return status_ok(st);
 }
 
-static void forget(struct rank *r, void **recordings)
-{
-    for (int i = 0; recordings != NULL && i < r->n_recordings; i++)
-        if (recordings[i] != NULL)
-            r->kernels.ops->forget(&r->kernels, recordings[i]);
-    free(recordings);
-}
-
 void rank_close(struct rank *r)
 {
-    if (r->kernels_open) {
-        forget(r, r->forwards);
-        forget(r, r->mtps);
-    }
+    if (r->kernels_open)
+        recordings_deinit(&r->recordings, &r->kernels);
     if (r->kernels_open)
         workspace_deinit(&r->ws, &r->kernels);
     weights_free(r->weights);
@@ -241,7 +266,9 @@ static void upload_sequences(struct rank *r, const struct model_span *spans, int
     }
 }
 
-static int upload_logit_rows(struct rank *r, const struct model_span *spans, int n)
+/* The rows that give logits, and then the first of them again up to n_least. @return how many they
+ * are */
+static int upload_logit_rows(struct rank *r, const struct model_span *spans, int n, int n_least)
 {
     int row = 0, count = 0;
 
@@ -250,18 +277,19 @@ static int upload_logit_rows(struct rank *r, const struct model_span *spans, int
             r->staging[count++] = row + i;
         row += spans[s].n_tokens;
     }
-    write_ints(r, r->ws.logit_rows, count);
+    for (int i = count; i < n_least; i++)
+        r->staging[i] = 0;
+    write_ints(r, r->ws.logit_rows, count < n_least ? n_least : count);
     return count;
 }
 
-/* A batch of n sequences as the kernels see it. */
-static struct kernel_batch batch_of(const struct rank *r, int n_rows, int n)
+struct kernel_batch rank_batch(const struct rank *r, int n_rows, int n_seqs)
 {
     const struct workspace *ws = &r->ws;
 
     return (struct kernel_batch){
         .n_rows = n_rows,
-        .n_seqs = n,
+        .n_seqs = n_seqs,
         .row_seq = ws->row_seq,
         .row_pos = ws->row_pos,
         .tokens = ws->tokens,
@@ -273,19 +301,29 @@ static struct kernel_batch batch_of(const struct rank *r, int n_rows, int n)
     };
 }
 
-static struct kernel_batch upload(struct rank *r, const struct model_span *spans, int n)
+/* Filled up where there is a recording of more rows. */
+static void upload(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
+                   int n)
 {
     const struct workspace *ws = &r->ws;
-    int n_rows = 0;
+    int n_rows = 0, n_least = 0;
 
+    r->recording = recordings_find(&r->recordings, kv, spans, n);
     for (int s = 0; s < n; s++)
         n_rows += spans[s].n_tokens;
+    r->n_rows = n_rows;
+    if (r->recording != NULL)
+        n_least = r->recording->n_rows;
+    if (n_least > n_rows) {
+        spans = recordings_pad(&r->recordings, spans, n++, n_least - n_rows);
+        n_rows = n_least;
+    }
     upload_rows(r, spans, n, 0, ws->row_seq);
     upload_rows(r, spans, n, 1, ws->row_pos);
     upload_rows(r, spans, n, 2, ws->tokens);
     upload_sequences(r, spans, n);
-    r->n_logits = upload_logit_rows(r, spans, n);
-    return batch_of(r, n_rows, n);
+    r->n_logits = upload_logit_rows(r, spans, n, n_least);
+    r->last = rank_batch(r, n_rows, n);
 }
 
 static struct forward forward_of(struct rank *r, const struct kv_memory *kv)
@@ -300,11 +338,17 @@ static struct forward forward_of(struct rank *r, const struct kv_memory *kv)
         .batch = r->last,
         .shard = &r->shard,
         .comm = r->comm,
-        .kv_shared = true,
+        .kv_shared = !r->own_kv,
     };
 }
 
 /* ---- the steps ---- */
+
+static void replay(struct rank *r, void *recording)
+{
+    r->kernels.ops->replay(&r->kernels, recording);
+    r->n_replays++;
+}
 
 /* Waits for the device. Its failure is the group's. */
 static void finish(struct rank *r)
@@ -317,65 +361,60 @@ static void finish(struct rank *r)
     comm_fail(r->comm, why);
 }
 
-static void run_main(struct rank *r, struct forward *f)
+void rank_run_main(struct rank *r, const struct kv_memory *kv, int n_logits)
 {
-    forward_main(f);
-    if (r->n_logits > 0)
-        forward_head(f, &r->weights->top, r->ws.streams, r->n_logits);
-}
-
-/* The block over the rows of r->last, whose streams are in place. */
-static void run_block(struct rank *r, struct forward *f)
-{
-    forward_mtp(f, 0);
-    if (r->n_logits > 0)
-        forward_head(f, &r->weights->mtp[0].head, r->ws.mtp_streams, r->n_logits);
-}
-
-/* The recording of the present step, or NULL. */
-static void *recording_of(const struct rank *r, void **recordings, const struct kv_memory *kv)
-{
-    int n = r->last.n_rows;
-
-    if (recordings == NULL || n > r->n_recordings || r->last.n_seqs != n || r->n_logits != n ||
-        kv->pages.addr != r->recorded_kv.pages.addr || kv->slots.addr != r->recorded_kv.slots.addr)
-        return NULL;
-    return recordings[n - 1];
-}
-
-static void run(struct rank *r, const struct kv_memory *kv, void **recordings,
-                void (*step)(struct rank *, struct forward *))
-{
-    void *recording = recording_of(r, recordings, kv);
     struct forward f = forward_of(r, kv);
 
-    if (recording != NULL)
-        r->kernels.ops->replay(&r->kernels, recording);
-    else
-        step(r, &f);
-    finish(r);
+    forward_main(&f);
+    if (n_logits > 0)
+        forward_head(&f, &r->weights->top, r->ws.streams, n_logits);
+}
+
+/* The rows of r->last, whose streams are in place. */
+void rank_run_block(struct rank *r, const struct kv_memory *kv, int n_logits)
+{
+    struct forward f = forward_of(r, kv);
+
+    forward_mtp(&f, 0);
+    if (n_logits > 0)
+        forward_head(&f, &r->weights->mtp[0].head, r->ws.mtp_streams, n_logits);
 }
 
 void rank_forward(struct rank *r, const struct kv_memory *kv, const struct model_span *spans,
                   int n_spans)
 {
-    r->last = upload(r, spans, n_spans);
-    run(r, kv, r->forwards, run_main);
+    upload(r, kv, spans, n_spans);
+    if (r->recording != NULL)
+        replay(r, r->recording->forward);
+    else
+        rank_run_main(r, kv, r->n_logits);
+    finish(r);
 }
 
 /* Logits of the rows in staging. */
 static void run_mtp(struct rank *r, const struct kv_memory *kv, int n_logits)
 {
-    write_ints(r, r->ws.logit_rows, n_logits);
+    bool recorded = r->recording != NULL && n_logits <= r->recording->n_mtp_logits;
+    int n = recorded ? r->recording->n_mtp_logits : n_logits;
+
+    for (int i = n_logits; i < n; i++)
+        r->staging[i] = 0;
+    write_ints(r, r->ws.logit_rows, n);
     r->n_logits = n_logits;
-    run(r, kv, r->mtps, run_block);
+    if (recorded)
+        replay(r, r->recording->mtp);
+    else
+        rank_run_block(r, kv, n_logits);
+    finish(r);
 }
 
 void rank_mtp(struct rank *r, const struct kv_memory *kv, const int32_t *next_tokens,
               const int32_t *rows, int n)
 {
-    r->kernels.ops->dev_write(&r->kernels, r->ws.next_tokens, next_tokens,
-                              (size_t)r->last.n_rows * sizeof(*next_tokens));
+    memcpy(r->staging, next_tokens, (size_t)r->n_rows * sizeof(*next_tokens));
+    for (int i = r->n_rows; i < r->last.n_rows; i++)
+        r->staging[i] = 0;
+    write_ints(r, r->ws.next_tokens, r->last.n_rows);
     if (n > 0)
         memcpy(r->staging, rows, (size_t)n * sizeof(*rows));
     run_mtp(r, kv, n);
@@ -390,8 +429,12 @@ void rank_mtp_next(struct rank *r, const struct kv_memory *kv, const struct mode
     for (int i = 0; i < n; i++)
         k->ops->dev_copy(k, dev_at(r->ws.streams, (size_t)i * bytes),
                          dev_at(r->ws.mtp_streams, (size_t)from[i] * bytes), bytes);
-    r->last = upload(r, spans, n);
-    upload_rows(r, spans, n, 2, r->ws.next_tokens);
+    upload(r, kv, spans, n);
+    for (int s = 0; s < n; s++)
+        r->staging[s] = spans[s].tokens[0];
+    for (int i = n; i < r->last.n_rows; i++)
+        r->staging[i] = 0;
+    write_ints(r, r->ws.next_tokens, r->last.n_rows);
     for (int i = 0; i < n; i++)
         r->staging[i] = i;
     run_mtp(r, kv, n);
@@ -402,80 +445,11 @@ void rank_layer(struct rank *r, const struct kv_memory *kv, int layer,
 {
     struct forward f;
 
-    r->last = upload(r, span, 1);
+    upload(r, kv, span, 1);
     f = forward_of(r, kv);
     r->kernels.ops->dev_write(&r->kernels, r->ws.streams, in,
                               (size_t)span->n_tokens * (size_t)r->config->hc_mult *
                                   (size_t)r->config->hidden_size * sizeof(*in));
     forward_layer(&f, &r->weights->layers[layer], layer, r->ws.streams);
     finish(r);
-}
-
-/* ---- recording ---- */
-
-static enum status_code record(struct rank *r, const struct kv_memory *kv, int n,
-                               void (*step)(struct rank *, struct forward *), void **out,
-                               struct status *st)
-{
-    struct kernels *k = &r->kernels;
-    struct forward f;
-
-    r->last = batch_of(r, n, n);
-    r->n_logits = n;
-    f = forward_of(r, kv);
-    k->ops->record(k);
-    step(r, &f);
-    *out = k->ops->recorded(k);
-    if (*out == NULL)
-        return status_set(st, ST_EXHAUSTED, "cannot keep the launches of a step of %d: %s", n,
-                          k->error);
-    return status_ok(st);
-}
-
-/* A step of n first tokens, all in slot 0 and page 0, for nothing: what is recorded must have run,
- * because a device may load a kernel when it is first launched, which no recording can hold. */
-static void warm(struct rank *r, const struct kv_memory *kv, int n, struct model_span *spans,
-                 int32_t *rows)
-{
-    static const int32_t token;
-    static const uint32_t page;
-
-    for (int i = 0; i < n; i++) {
-        spans[i] = (struct model_span){
-            .tokens = &token, .n_tokens = 1, .pages = &page, .logits = MODEL_LOGITS_LAST};
-        rows[i] = 0;
-    }
-    rank_forward(r, kv, spans, n);
-    if (r->weights->n_mtp > 0)
-        rank_mtp(r, kv, rows, rows, n);
-}
-
-enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs,
-                             struct status *st)
-{
-    bool mtp = r->weights->n_mtp > 0;
-    struct model_span *spans;
-    int32_t *rows;
-
-    if (r->kernels.ops->record == NULL || max_seqs < 1 || r->comm != NULL)
-        return status_ok(st);
-    spans = calloc((size_t)max_seqs, sizeof(*spans));
-    rows = calloc((size_t)max_seqs, sizeof(*rows));
-    if (spans != NULL && rows != NULL) {
-        warm(r, kv, 1, spans, rows);
-        warm(r, kv, max_seqs, spans, rows);
-    }
-    free(spans);
-    free(rows);
-    r->forwards = calloc((size_t)max_seqs, sizeof(*r->forwards));
-    r->mtps = calloc((size_t)max_seqs, sizeof(*r->mtps));
-    if (r->forwards == NULL || r->mtps == NULL)
-        return status_set(st, ST_EXHAUSTED, "no memory for recordings");
-    r->n_recordings = max_seqs;
-    r->recorded_kv = *kv;
-    for (int n = 1; n <= max_seqs; n++)
-        if (record(r, kv, n, run_main, &r->forwards[n - 1], st) != ST_OK ||
-            (mtp && record(r, kv, n, run_block, &r->mtps[n - 1], st) != ST_OK))
-            return st->code;
-    return status_ok(st);
 }

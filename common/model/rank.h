@@ -19,32 +19,53 @@
 #include "common/model/weights.h"
 #include "common/model/workspace.h"
 
+/* A step of so many rows, kept. */
+struct recording {
+    int n_rows;       /* all give logits */
+    int n_mtp_logits; /* rows of logits of its MTP block */
+    void *forward, *mtp;
+};
+
+struct recordings {
+    struct recording *list; /* [n] by rows, ascending */
+    int n;
+    struct kv_memory kv;       /* what they work on */
+    size_t bytes;              /* of the driver's memory */
+    struct model_span *padded; /* [dims.max_seqs + 1] scratch */
+};
+
 struct rank {
     const struct model_config *config; /* the model's */
     const struct kv_geometry *geometry;
     struct shard shard;
     struct comm *comm; /* NULL: one rank; the model's */
+    bool own_kv;       /* of a group whose ranks have a KV each: devices */
     struct pool *pool;
     struct kernels kernels;
     bool kernels_open;
     struct weights *weights;
     struct workspace ws;
-    int32_t *staging;         /* [staging_len()]: the batch before it goes to the device */
-    int n_logits;             /* of the last forward */
-    struct kernel_batch last; /* its batch, for rank_mtp() */
-    /* Recordings of steps of i + 1 sequences with one row each; NULL: none. */
-    void **forwards, **mtps;
-    int n_recordings;
-    struct kv_memory recorded_kv; /* what they work on */
+    int32_t *staging; /* [staging_len()]: the batch before it goes to the device */
+    /* Of the last step: rows and logits that were asked for; its batch, which may have more rows,
+     * for rank_mtp(). */
+    int n_rows, n_logits;
+    struct kernel_batch last;
+    const struct recording *recording; /* what it was a replay of; NULL: of none */
+    struct recordings recordings;
+    uint64_t n_replays;
 };
 
 /**
- * Opens a rank whose config, geometry, shard and comm are set.
+ * Opens a rank whose config, geometry and shard are set, and, on hosts, comm. On devices rank i has
+ * the i-th GPU from the one that is named on.
  * @param n_threads  of its pool; 0: one per CPU
  */
 enum status_code rank_open(struct rank *r, const struct model_options *opt, int n_threads,
                            const struct safetensors *files, struct status *st);
 void rank_close(struct rank *r); /* half-open ones too */
+
+/** Whether ranks run on devices with memory of their own. */
+bool rank_on_device(const struct model_options *opt);
 
 /* The steps. Arguments are as in model.h, and checked. */
 
@@ -58,7 +79,7 @@ void rank_layer(struct rank *r, const struct kv_memory *kv, int layer,
                 const struct model_span *span, const uint16_t *in);
 
 /** As model_record(). */
-enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs,
+enum status_code rank_record(struct rank *r, const struct kv_memory *kv, int max_seqs, int max_rows,
                              struct status *st);
 
 /** How many rows of logits a span gives. */

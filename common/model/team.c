@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+enum { LOOK_MS = 100 };   /* how often a wait looks whether the group has failed */
 enum { FREE_WAIT_S = 2 }; /* a group that has failed lets go of its ranks at once */
 
 struct team {
@@ -14,6 +15,7 @@ struct team {
     pthread_t threads[COMM_RANKS_MAX]; /* [1, n) */
     int n, n_started, n_gone;
     uint64_t n_jobs;
+    int n_ended; /* ranks from 1 on that are through with the present job */
     team_fn fn;
     void *arg;
     bool stop;
@@ -54,8 +56,13 @@ static void *rank_main(void *start_arg)
     void *arg;
 
     free(start_arg);
-    for (uint64_t job = 1; next_job(t, job, &fn, &arg); job++)
+    for (uint64_t job = 1; next_job(t, job, &fn, &arg); job++) {
         run_rank(t, s.rank, fn, arg);
+        pthread_mutex_lock(&t->mutex);
+        t->n_ended++;
+        pthread_cond_signal(&t->rank_ended);
+        pthread_mutex_unlock(&t->mutex);
+    }
     pthread_mutex_lock(&t->mutex);
     t->n_gone++;
     pthread_cond_signal(&t->rank_ended);
@@ -92,6 +99,23 @@ enum status_code team_new(struct comm *const *comms, int n, struct team **out, s
     return status_ok(st);
 }
 
+/* A barrier of devices is queued and waits for no thread: this does. */
+static void wait_for_ranks(struct team *t)
+{
+    struct status st;
+    struct timespec until;
+
+    pthread_mutex_lock(&t->mutex);
+    while (t->n_ended < t->n - 1 && comm_check(t->comms[0], &st) == ST_OK) {
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOOK_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_cond_timedwait(&t->rank_ended, &t->mutex, &until);
+    }
+    pthread_mutex_unlock(&t->mutex);
+}
+
 enum status_code team_run(struct team *t, team_fn fn, void *arg, struct status *st)
 {
     if (comm_check(t->comms[0], st) != ST_OK)
@@ -99,10 +123,12 @@ enum status_code team_run(struct team *t, team_fn fn, void *arg, struct status *
     pthread_mutex_lock(&t->mutex);
     t->fn = fn;
     t->arg = arg;
+    t->n_ended = 0;
     t->n_jobs++;
     pthread_cond_broadcast(&t->job_there);
     pthread_mutex_unlock(&t->mutex);
     run_rank(t, 0, fn, arg);
+    wait_for_ranks(t);
     return comm_check(t->comms[0], st);
 }
 

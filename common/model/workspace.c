@@ -87,16 +87,25 @@ static void write_frequencies(struct workspace *ws, struct kernels *k, const str
     }
 }
 
+size_t workspace_bytes(struct kernels *k, const struct model_config *c, int row_bytes,
+                       int max_logit_rows, int n_ranks)
+{
+    struct workspace ws = {.table_stride = (int)kv_pages_for((uint64_t)k->dims.max_context)};
+    struct cutter u = {0};
+
+    lay_out(&u, &ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows, (size_t)n_ranks);
+    return u.at;
+}
+
 enum status_code workspace_init(struct workspace *ws, struct kernels *k,
                                 const struct model_config *c, int row_bytes, int max_logit_rows,
                                 int n_ranks, struct status *st)
 {
-    struct cutter u = {0};
+    struct cutter u;
 
     memset(ws, 0, sizeof(*ws));
     ws->table_stride = (int)kv_pages_for((uint64_t)k->dims.max_context);
-    lay_out(&u, ws, k, c, (size_t)row_bytes, (size_t)max_logit_rows, (size_t)n_ranks);
-    ws->bytes = u.at;
+    ws->bytes = workspace_bytes(k, c, row_bytes, max_logit_rows, n_ranks);
     ws->base = k->ops->dev_alloc(k, ws->bytes);
     if (dev_is_null(ws->base))
         return status_set(

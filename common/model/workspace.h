@@ -46,6 +46,10 @@ struct workspace {
     int table_stride;
 };
 
+/** What workspace_init() asks the device for. Parameters as there. */
+size_t workspace_bytes(struct kernels *k, const struct model_config *c, int row_bytes,
+                       int max_logit_rows, int n_ranks);
+
 /** @param row_bytes  of a latent row. @param n_ranks  of the group. @return ST_OK; ST_EXHAUSTED
  * with the bytes asked for */
 enum status_code workspace_init(struct workspace *ws, struct kernels *k,

@@ -1,11 +1,42 @@
 #include "common/rpc/rpc.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 #include "common/rpc/rpc_internal.h"
 
 /* How often connect timeouts are looked at; C core offers no timer of its own. */
 enum { TICK_MS = 250 };
+
+static void put_args(struct rpc_channel_args *out, size_t n, const struct rpc_int_arg *args)
+{
+    assert(out->list.num_args + n <= RPC_ARGS_MAX);
+    for (size_t i = 0; i < n; i++)
+        out->args[out->list.num_args++] =
+            (grpc_arg){GRPC_ARG_INTEGER, (char *)args[i].key, {.integer = args[i].value}};
+}
+
+const grpc_channel_args *rpc_channel_args(struct rpc_channel_args *out, size_t n,
+                                          const struct rpc_int_arg *own)
+{
+    static const struct rpc_int_arg common[] = {
+        {GRPC_ARG_KEEPALIVE_TIME_MS, 2000},
+        {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 1000},
+        {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+        {GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0},
+        /* No ping beside the data to find out the path's bandwidth, a system call and a wake-up
+         * each time: a window that is large enough for any path. */
+        {GRPC_ARG_HTTP2_BDP_PROBE, 0},
+        {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, RPC_WINDOW_BYTES},
+        {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, RPC_MESSAGE_MAX},
+        {GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, RPC_MESSAGE_MAX},
+    };
+
+    out->list = (grpc_channel_args){0, out->args};
+    put_args(out, sizeof(common) / sizeof(common[0]), common);
+    put_args(out, n, own);
+    return &out->list;
+}
 
 static void *run(void *arg)
 {

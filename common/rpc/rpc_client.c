@@ -14,32 +14,19 @@ struct rpc_client {
 
 static grpc_channel *make_channel(const struct rpc *r, const char *address)
 {
-    grpc_arg args[] = {
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIME_MS, {.integer = 2000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIMEOUT_MS, {.integer = 1000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, {.integer = 1}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, {.integer = 0}},
-        /* No ping beside the data to find out the path's bandwidth, a system call and a wake-up
-         * each time: a window that is large enough for any path. */
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_BDP_PROBE, {.integer = 0}},
-        {GRPC_ARG_INTEGER,
-         (char *)GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
-         {.integer = RPC_WINDOW_BYTES}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, {.integer = 100}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, {.integer = 1000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, {.integer = 1000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_ENABLE_RETRIES, {.integer = 0}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_ENABLE_HTTP_PROXY, {.integer = 0}},
-        {GRPC_ARG_INTEGER,
-         (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
-         {.integer = RPC_MESSAGE_MAX}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, {.integer = RPC_MESSAGE_MAX}},
+    static const struct rpc_int_arg own[] = {
+        {GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100},
+        {GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000},
+        {GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000},
+        {GRPC_ARG_ENABLE_RETRIES, 0},
+        {GRPC_ARG_ENABLE_HTTP_PROXY, 0},
         /* Clients of one process to one address share nothing: each has its own connection. */
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, {.integer = 1}},
+        {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1},
     };
-    grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};
+    struct rpc_channel_args args;
     grpc_channel_credentials *creds = rpc_channel_credentials(r);
-    grpc_channel *channel = grpc_channel_create(address, creds, &list);
+    grpc_channel *channel = grpc_channel_create(
+        address, creds, rpc_channel_args(&args, sizeof(own) / sizeof(own[0]), own));
 
     grpc_channel_credentials_release(creds);
     return channel;

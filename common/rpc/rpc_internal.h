@@ -41,6 +41,24 @@ struct rpc {
     struct rpc_session *connecting;    /* client sessions that the server has not answered yet */
 };
 
+/* ---- rpc.c ---- */
+
+struct rpc_int_arg {
+    const char *key;
+    int value;
+};
+
+enum { RPC_ARGS_MAX = 16 };
+struct rpc_channel_args {
+    grpc_arg args[RPC_ARGS_MAX];
+    grpc_channel_args list;
+};
+
+/** What all channels and servers have (keepalive, windows, sizes), and n own ones. @return
+ * &out->list */
+const grpc_channel_args *rpc_channel_args(struct rpc_channel_args *out, size_t n,
+                                          const struct rpc_int_arg *own);
+
 /* ---- rpc_tls.c: the caller releases them ---- */
 grpc_channel_credentials *rpc_channel_credentials(const struct rpc *r);
 grpc_server_credentials *rpc_server_credentials(const struct rpc *r);

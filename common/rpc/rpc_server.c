@@ -164,30 +164,14 @@ static void on_stopped(struct rpc_tag *tag, bool ok)
 
 static grpc_server *make_server(void)
 {
-    grpc_arg args[] = {
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIME_MS, {.integer = 2000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_TIMEOUT_MS, {.integer = 1000}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, {.integer = 1}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, {.integer = 0}},
-        /* No ping beside the data to find out the path's bandwidth, a system call and a wake-up
-         * each time: a window that is large enough for any path. */
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_HTTP2_BDP_PROBE, {.integer = 0}},
-        {GRPC_ARG_INTEGER,
-         (char *)GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
-         {.integer = RPC_WINDOW_BYTES}},
-        {GRPC_ARG_INTEGER,
-         (char *)GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-         {.integer = 500}},
-        {GRPC_ARG_INTEGER,
-         (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
-         {.integer = RPC_MESSAGE_MAX}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, {.integer = RPC_MESSAGE_MAX}},
+    static const struct rpc_int_arg own[] = {
+        {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500},
         /* Two workers on one port would share its connections by chance. */
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_ALLOW_REUSEPORT, {.integer = 0}},
+        {GRPC_ARG_ALLOW_REUSEPORT, 0},
     };
-    grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};
+    struct rpc_channel_args args;
 
-    return grpc_server_create(&list, NULL);
+    return grpc_server_create(rpc_channel_args(&args, sizeof(own) / sizeof(own[0]), own), NULL);
 }
 
 enum status_code rpc_server_start(struct rpc *r, const char *address,

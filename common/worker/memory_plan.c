@@ -53,6 +53,7 @@ static uint64_t least(uint64_t a, uint64_t b)
 struct memory_limits memory_limits_read(void)
 {
     struct memory_limits l = {
+        .of = "this machine",
         .total = read_figure("/proc/meminfo", "MemTotal:", 1024),
         .available = read_figure("/proc/meminfo", "MemAvailable:", 1024),
     };
@@ -67,6 +68,17 @@ struct memory_limits memory_limits_read(void)
     l.total = least(l.total, max);
     l.available = least(l.available, max > used ? max - used : 0);
     return l;
+}
+
+bool memory_limits_of_device(const struct model *m, struct memory_limits *out, uint64_t *used_bytes)
+{
+    struct kernel_room room;
+
+    if (!model_room(m, &room))
+        return false;
+    *out = (struct memory_limits){"the GPU", room.total, room.left};
+    *used_bytes = room.used;
+    return true;
 }
 
 /* ---- the plan ---- */
@@ -121,10 +133,11 @@ enum status_code memory_plan_make(const struct memory_ask *ask, const struct mem
     if (pages == 0 || pages >= UINT32_MAX)
         return status_set(
             st, ST_INVALID,
-            "%s KV pages of %.2f MiB beside %u state slots of %.2f MiB and %.1f MiB of weights: "
+            "%s KV pages of %.2f MiB beside %u state slots of %.2f MiB and %.1f MiB of weights on "
+            "%s: "
             "raise --kv-cache-bytes or --mem-fraction-static, or lower --max-running-requests",
             pages == 0 ? "there is no room for" : "too many", (double)g->page_bytes / MIB,
-            out->n_slots, (double)g->slot_bytes / MIB, (double)ask->weight_bytes / MIB);
+            out->n_slots, (double)g->slot_bytes / MIB, (double)ask->weight_bytes / MIB, limits->of);
     out->n_pages = (uint32_t)pages;
     out->n_snapshots = (uint32_t)snapshots_for(ask, pages * out->page_bytes, out->snapshot_bytes);
     return status_ok(st);
@@ -145,17 +158,18 @@ enum status_code memory_plan_check(const struct memory_plan *p, const struct mem
         return status_ok(st);
     return status_set(st, ST_EXHAUSTED,
                       "KV memory: %u pages of %.2f MiB, %u slots of %.2f MiB and %u snapshots of "
-                      "%.2f MiB need %.1f MiB, %.1f MiB are left: lower --max-total-tokens, "
+                      "%.2f MiB need %.1f MiB, %s has %.1f MiB left: lower --max-total-tokens, "
                       "--max-running-requests or --prefix-snapshots",
                       p->n_pages, (double)p->page_bytes / MIB, p->n_slots,
                       (double)p->slot_bytes / MIB, p->n_snapshots, (double)p->snapshot_bytes / MIB,
-                      (double)kv / MIB, (double)limits->available / MIB);
+                      (double)kv / MIB, limits->of, (double)limits->available / MIB);
 }
 
 void memory_plan_log(const struct memory_plan *p, const struct model *m)
 {
     const struct kv_geometry *g = model_get_geometry(m);
     uint64_t weights[WEIGHT_CLASSES], sum = memory_plan_kv_bytes(p) + model_workspace_bytes(m);
+    struct kernel_room room;
     char line[512];
     size_t at = 0;
 
@@ -171,8 +185,9 @@ void memory_plan_log(const struct memory_plan *p, const struct model *m)
         uint64_t bytes, workspace;
 
         model_rank_bytes(m, i, &bytes, &workspace);
-        log_info("memory: rank %d of %d: weights %.1f MiB, workspace %.1f MiB; KV is shared", i,
-                 model_n_ranks(m), (double)bytes / MIB, (double)workspace / MIB);
+        log_info("memory: rank %d of %d: weights %.1f MiB, workspace %.1f MiB; KV is %s", i,
+                 model_n_ranks(m), (double)bytes / MIB, (double)workspace / MIB,
+                 model_kv_is_host(m) ? "shared" : "each one's own");
     }
     log_info("memory: KV pages %u x %.1f KiB = %.1f MiB, %" PRIu64 " bytes per token (%" PRIu64
              " with the slot of a request of %u); state slots %u x %.1f KiB = %.1f MiB; snapshots "
@@ -192,4 +207,9 @@ void memory_plan_log(const struct memory_plan *p, const struct model *m)
                              kv_pool_name((enum kv_pool)i), (double)g->pool_bytes[i] * units / MIB);
     }
     log_info("memory: pools in MiB: %s; all together %.1f MiB", line, (double)sum / MIB);
+    if (model_room(m, &room))
+        log_info("memory: of the GPU's %.1f MiB %.1f are taken, %.1f left; recorded steps took "
+                 "%.1f MiB of the driver's share, which has %.1f left",
+                 (double)room.total / MIB, (double)room.used / MIB, (double)room.left / MIB,
+                 (double)model_recorded_bytes(m) / MIB, (double)room.outside / MIB);
 }

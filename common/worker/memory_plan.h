@@ -5,6 +5,10 @@
  *   weights by class | workspace of a step | KV pages (six pools, by pool) | state slots | states
  * at page boundaries
  *
+ * On a GPU all of that is its memory: the plan is made when the model is there, from what is left;
+ * what recorded steps take of the driver's share is told, too. The KV's mirror (kv_mirror.h) is of
+ * the machine's memory.
+ *
  * How many pages: --max-total-tokens, or what --kv-cache-bytes or --mem-fraction-static leave for
  * them; the least of those that are given.
  *
@@ -19,7 +23,8 @@
 #include "common/model/model.h"
 
 struct memory_limits {
-    uint64_t total;     /* bytes of this machine, or of the cgroup that we are in */
+    const char *of;     /* "this machine", "the GPU" */
+    uint64_t total;     /* bytes of it, or of the cgroup that we are in */
     uint64_t available; /* now */
 };
 
@@ -27,11 +32,16 @@ struct memory_limits {
  */
 struct memory_limits memory_limits_read(void);
 
+/** Those of the device that the model is on. @return false: it is on none */
+bool memory_limits_of_device(const struct model *m, struct memory_limits *out,
+                             uint64_t *used_bytes);
+
 struct memory_ask {
     int64_t max_total_tokens;   /* 0: not given */
     int64_t kv_cache_bytes;     /* 0: not given */
     double mem_fraction_static; /* 0: not given: of the total, for weights and KV */
-    uint64_t weight_bytes;      /* of the checkpoint's files */
+    /* Of the checkpoint's files; on a device, where the model is by now: all that it took. */
+    uint64_t weight_bytes;
     uint32_t n_slots;
     int64_t n_snapshots; /* -1: a share of the pages' bytes */
     bool keep_snapshots; /* false: none at all */

@@ -55,7 +55,8 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
         {"device", FLAG_STRING, &o->device, .arg = "cpu|cuda:N", .help = "where the model runs"},
         {"cuda-graph-max-bs", FLAG_INT, &o->cuda_graph_max_bs, 0, 512, .arg = "N",
          .help =
-             "GPU: decode steps of up to N sequences are recorded at start and cost one launch"},
+             "GPU: decode steps of up to N sequences, with their drafts, are recorded at start and "
+             "cost one launch"},
         {"cpu-isa", FLAG_CHOICE, &o->cpu_isa, .choices = "auto|ref|avx2|avx512",
          .help = "highest instruction set used; ref is the exact, slow reference"},
         {"threads", FLAG_INT, &o->threads, 0, 1024, .arg = "N",
@@ -67,9 +68,9 @@ void worker_flags(struct worker_options *o, struct flag *rows, int default_port)
          .help = "leave weights as the checkpoint has them: starts at once and takes no memory "
                  "beside the page cache, but runs slower; the tokens are the same"},
         {"tp-size", FLAG_INT, &o->tp_size, 1, COMM_RANKS_MAX, .arg = "N",
-         .help =
-             "ranks that share the model, threads of this process; the tokens are the same, and "
-             "prefill and decode workers may differ"},
+         .help = "ranks that share the model, threads of this process, on GPUs one each; the "
+                 "tokens are "
+                 "the same, and prefill and decode workers may differ"},
         {"context-length", FLAG_INT, &o->context_length, 0, 1048576, .arg = "TOKENS",
          .help = "longest request, prompt and answer; 0: what model and KV pool allow"},
         {"max-total-tokens", FLAG_INT, &o->max_total_tokens, 0, 1u << 30, .arg = "TOKENS",
@@ -192,12 +193,14 @@ static enum status_code settle_memory(struct worker *w, const struct model_confi
                                       struct status *st)
 {
     const struct worker_options *o = &w->opt;
-    struct memory_limits limits = memory_limits_read();
+    struct memory_limits limits;
+    uint64_t taken;
+    bool device = w->model != NULL && memory_limits_of_device(w->model, &limits, &taken);
     struct memory_ask ask = {
         .max_total_tokens = o->max_total_tokens,
         .kv_cache_bytes = o->kv_cache_bytes,
         .mem_fraction_static = o->mem_fraction_static,
-        .weight_bytes = shard_bytes(o->model_path),
+        .weight_bytes = device ? taken : shard_bytes(o->model_path),
         .n_slots = (uint32_t)o->max_running_requests + SPARE_SLOTS,
         .n_snapshots = o->prefix_snapshots,
         .keep_snapshots = !o->disable_radix_cache &&
@@ -205,9 +208,19 @@ static enum status_code settle_memory(struct worker *w, const struct model_confi
     };
     struct kv_geometry g;
 
+    if (!device)
+        limits = memory_limits_read();
     if (model_geometry_of(c, &g, st) != ST_OK)
         return st->code;
-    return memory_plan_make(&ask, &limits, &g, &w->memory, st);
+    if (device) { /* model_kv_alloc() takes one more of each */
+        ask.weight_bytes += g.page_bytes + g.slot_bytes;
+        limits.available -= limits.available < g.page_bytes + g.slot_bytes
+                                ? limits.available
+                                : g.page_bytes + g.slot_bytes;
+    }
+    if (memory_plan_make(&ask, &limits, &g, &w->memory, st) != ST_OK)
+        return st->code;
+    return device ? memory_plan_check(&w->memory, &limits, st) : status_ok(st);
 }
 
 /* Longest request: what was asked for, or what the model allows; never more than the pool holds. */
@@ -227,6 +240,15 @@ static enum status_code settle_context(struct worker *w, int64_t pool_tokens, in
                           asked, pool_tokens);
     w->context_length = asked > 0 ? asked : model_max < pool_tokens ? model_max : pool_tokens;
     return status_ok(st);
+}
+
+/* The pool, and the longest request that it holds. */
+static enum status_code settle_pool(struct worker *w, const struct model_config *c,
+                                    struct status *st)
+{
+    if (settle_memory(w, c, st) != ST_OK)
+        return st->code;
+    return settle_context(w, (int64_t)w->memory.n_pages * KV_PAGE_TOKENS, c->max_position, st);
 }
 
 static void on_cache_event(void *arg, const struct prefix_event *e)
@@ -317,7 +339,8 @@ static enum status_code open_device_kv(struct worker *w, struct status *st)
 
     if (kv_mirror_new(w->model, &host, &w->kv, &w->mirror, st) != ST_OK)
         return st->code;
-    return model_record(w->model, &w->kv, (int)w->opt.cuda_graph_max_bs, st);
+    return model_record(w->model, &w->kv, (int)w->opt.cuda_graph_max_bs,
+                        1 + w->engine_options.draft_tokens, st);
 }
 
 /* KV memory that every transport can reach; the CPU backend takes any host memory. */
@@ -325,9 +348,12 @@ static enum status_code open_kv(struct worker *w, struct status *st)
 {
     uint32_t n_pages = w->memory.n_pages, n_slots = w->memory.n_slots;
     struct memory_limits limits = memory_limits_read(); /* the weights are in by now */
+    struct memory_plan host = w->memory;
     void *pages, *slots;
 
-    if (memory_plan_check(&w->memory, &limits, st) != ST_OK)
+    if (!model_kv_is_host(w->model)) /* the mirror: states stay on the device */
+        host.n_snapshots = 0;
+    if (memory_plan_check(&host, &limits, st) != ST_OK)
         return st->code;
     w->geometry = model_get_geometry(w->model);
     if (transfer_slab_alloc(w->transfer, HANDOFF_SLAB_PAGES, n_pages * w->geometry->page_bytes,
@@ -379,6 +405,7 @@ static void identify(void *arg, Baton__V1__Identity *out)
 
 enum status_code worker_open(struct worker *w, struct status *st)
 {
+    bool device = strcmp(w->opt.device, "cpu") != 0;
     struct model_config config;
 
     if (w->opt.model_path == NULL)
@@ -387,13 +414,17 @@ enum status_code worker_open(struct worker *w, struct status *st)
         return status_set(st, ST_INTERNAL, "the system gives no random numbers");
     w->incarnation |= 1; /* never 0: absent */
     if (model_config_read(w->opt.model_path, &config, st) != ST_OK ||
-        settle_memory(w, &config, st) != ST_OK ||
-        settle_context(w, (int64_t)w->memory.n_pages * KV_PAGE_TOKENS, config.max_position, st) !=
-            ST_OK ||
+        /* What a GPU has left for a pool is known when the model is on it. */
+        (device ? settle_context(w, INT64_MAX, config.max_position, st)
+                : settle_pool(w, &config, st)) != ST_OK ||
         settle_engine(w, st) != ST_OK)
         return st->code;
     if (mailbox_new(&w->engine, st) != ST_OK || open_transfer(w, st) != ST_OK ||
-        open_model(w, st) != ST_OK || open_kv(w, st) != ST_OK)
+        open_model(w, st) != ST_OK)
+        return st->code;
+    if (device && (settle_pool(w, &config, st) != ST_OK || settle_engine(w, st) != ST_OK))
+        return st->code;
+    if (open_kv(w, st) != ST_OK)
         return st->code;
     log_plan(w);
     if (orders_start(w, st) != ST_OK)

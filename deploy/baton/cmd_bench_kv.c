@@ -18,6 +18,7 @@
 #include "common/base/clock.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
+#include "common/worker/handoff.h"
 #include "deploy/baton/bench_kv.h"
 
 enum { ROUNDS_MAX = 100, SIZES_MAX = 8 };
@@ -194,8 +195,6 @@ struct part {
     uint32_t *crc;
 };
 
-enum { PART_BYTES = 1 << 20 };
-
 static void on_part(void *arg, const struct transfer_result *r)
 {
     struct part *p = arg;
@@ -218,7 +217,7 @@ static uint32_t cut(struct bench *b, const struct kv_set *set, struct part *part
         parts[n].b = b;
         parts[n].crc = b->crc + first;
         for (; at < set->n_pieces &&
-               (s->bytes < PART_BYTES || set->pieces[at].group == first + s->n_groups - 1);
+               (s->bytes < HANDOFF_PART_BYTES || set->pieces[at].group == first + s->n_groups - 1);
              at++, s->n_pieces++) {
             s->bytes += set->pieces[at].bytes;
             s->n_groups = set->pieces[at].group - first + 1;

@@ -79,6 +79,15 @@ bool arena_take(struct arena *a, size_t bytes, size_t *at)
     return true;
 }
 
+size_t arena_used(const struct arena *a)
+{
+    size_t sum = 0;
+
+    for (size_t i = 0; i < a->n; i++)
+        sum += a->parts[i].used ? a->parts[i].bytes : 0;
+    return sum;
+}
+
 /* Parts are in order: halves. */
 static size_t find(const struct arena *a, size_t at)
 {

@@ -29,6 +29,8 @@ void arena_init(struct arena *a, size_t size);
 void arena_deinit(struct arena *a);
 /** @param at  out: where the part begins. @return false: no room, or no memory for the table */
 bool arena_take(struct arena *a, size_t bytes, size_t *at);
+/** @return bytes that are taken */
+size_t arena_used(const struct arena *a);
 /** @return false: no part that is taken begins there */
 bool arena_give(struct arena *a, size_t at);
 

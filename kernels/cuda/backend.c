@@ -569,6 +569,47 @@ static void forget(struct kernels *k, void *recording)
     b->gpu->ops->forget(b->gpu, recording);
 }
 
+/* ---- a device among others ---- */
+
+static void device_room(struct kernels *k, struct kernel_room *out)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    out->total = g->total_bytes;
+    g->ops->room(g, &out->used, &out->outside);
+    out->left = g->memory_bytes - out->used;
+}
+
+static void *device_stream(struct kernels *k)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    g->ops->enter(g);
+    return g->stream;
+}
+
+static void device_columns(struct kernels *k, struct dev_ptr out, struct dev_ptr in, int n,
+                           size_t n_rows, size_t row_bytes)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    for (size_t r = 0; r < (size_t)n; r++)
+        g->ops->rows(g, out.addr + r * row_bytes, (size_t)n * row_bytes,
+                     in.addr + r * n_rows * row_bytes, row_bytes, row_bytes, n_rows);
+}
+
+static void device_mark(struct kernels *k, uint64_t n)
+{
+    struct gpu *g = backend_of(k)->gpu;
+
+    g->ops->set_number(g, n);
+}
+
+static uint64_t device_marked(struct kernels *k)
+{
+    return *backend_of(k)->gpu->number;
+}
+
 /* ---- opening ---- */
 
 static void backend_close(struct kernels *k)
@@ -609,6 +650,11 @@ static void fill(struct backend *b)
         .replay = replay,
         .forget = forget,
         .close = backend_close,
+        .room = device_room,
+        .stream = device_stream,
+        .dev_columns = device_columns,
+        .mark = device_mark,
+        .marked = device_marked,
     };
     cuda_ops_fill(&b->table);
 }

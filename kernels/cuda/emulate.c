@@ -1,13 +1,15 @@
 #include "kernels/cuda/emulate.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
-enum { STACK_BYTES = 64 * 1024, WORDS = 8 };
+enum { STACK_BYTES = 64 * 1024, WORDS = 6, WARPS_MAX = EMULATE_THREADS_MAX / EMULATE_WARP };
+enum { TILE_ROWS = 16, TILE_COLS = 8, TILE_K_MAX = 32 }; /* of a warp's product */
 
 struct emulate_dim emulate_block_idx, emulate_thread_idx, emulate_block_dim, emulate_grid_dim;
 unsigned char emulate_shared[EMULATE_SHARED_MAX] __attribute__((aligned(128)));
@@ -63,7 +65,11 @@ static struct {
     enum fiber_state state[EMULATE_THREADS_MAX];
     /* What lanes bring to an exchange; a lane is never two exchanges ahead of another. */
     uint32_t words[2][EMULATE_THREADS_MAX][WORDS];
-    unsigned char turn[EMULATE_THREADS_MAX];
+    uint32_t turn[EMULATE_THREADS_MAX]; /* exchanges so far */
+    /* What the first lane to come back from an exchange worked out for all of its warp, and of
+     * which turn it is. */
+    float product[WARPS_MAX][TILE_ROWS][TILE_COLS];
+    uint32_t product_turn[WARPS_MAX];
     unsigned n_threads;
     char *stacks;
     void (*kernel)(const void *args);
@@ -170,32 +176,38 @@ static bool release(unsigned begin, unsigned end, enum fiber_state at)
     return true;
 }
 
-static bool release_some(void)
+/* Warp w, as far as it comes without the others. @return how many of its threads have ended */
+static unsigned run_warp(unsigned w)
 {
-    bool any = false;
+    unsigned begin = w * EMULATE_WARP, end = begin + EMULATE_WARP, n_done = 0;
 
-    for (unsigned w = 0; w < block.n_threads; w += EMULATE_WARP) {
-        unsigned end = w + EMULATE_WARP;
-
-        any |= release(w, end < block.n_threads ? end : block.n_threads, AT_WARP);
-    }
-    return any || release(0, block.n_threads, AT_BLOCK);
-}
-
-static void run_block(void)
-{
-    unsigned n_done = 0;
-
-    for (unsigned i = 0; i < block.n_threads; i++)
-        fiber_make(i);
+    end = end < block.n_threads ? end : block.n_threads;
     do
-        for (unsigned i = block.n_threads; i-- > 0;)
+        for (unsigned i = end; i-- > begin;)
             if (block.state[i] == READY) {
                 emulate_thread_idx.x = i;
                 run_fiber(i);
                 n_done += block.state[i] == DONE;
             }
-    while (release_some());
+    while (release(begin, end, AT_WARP));
+    return n_done;
+}
+
+/* From one barrier of the block to the next the warps run one after the other, in turn from either
+ * end: who reads what another warp has not yet written is found out whichever it is. */
+static void run_block(void)
+{
+    unsigned n_done = 0, n_warps = (block.n_threads + EMULATE_WARP - 1) / EMULATE_WARP;
+    bool upwards = false;
+
+    for (unsigned i = 0; i < block.n_threads; i++)
+        fiber_make(i);
+    memset(block.product_turn, 0, n_warps * sizeof(block.product_turn[0]));
+    do {
+        for (unsigned w = 0; w < n_warps; w++)
+            n_done += run_warp(upwards ? w : n_warps - 1 - w);
+        upwards = !upwards;
+    } while (release(0, block.n_threads, AT_BLOCK));
     if (n_done != block.n_threads) {
         fprintf(stderr, "emulate: block %u, %u, %u: %u of %u threads ended while others wait\n",
                 emulate_block_idx.x, emulate_block_idx.y, emulate_block_idx.z, n_done,
@@ -209,7 +221,7 @@ static void run_block(void)
 /* Brings n words; returns what all lanes of the warp brought: valid to the lane's next exchange. */
 static uint32_t (*exchange(const uint32_t *words, int n))[WORDS]
 {
-    unsigned i = emulate_thread_idx.x, turn = block.turn[i] ^= 1;
+    unsigned i = emulate_thread_idx.x, turn = ++block.turn[i] % 2;
 
     memcpy(block.words[turn][i], words, (size_t)n * sizeof(*words));
     emulate_warp_barrier();
@@ -232,8 +244,63 @@ uint32_t emulate_ballot(int value)
     return bits;
 }
 
+/* ---- products of a warp ---- */
+
+/* Where lane l's words of a and b lie in the tile: device.h draws it. A word holds `per_word`
+ * neighbours of k, and each half of k has four lanes' words. */
+static unsigned k_of(unsigned lane, unsigned half, unsigned per_word)
+{
+    return (half * 4 + lane % 4) * per_word;
+}
+
+struct tile {
+    float a[TILE_ROWS][TILE_K_MAX];
+    float b[TILE_K_MAX][TILE_COLS];
+};
+
+static void multiply(float out[TILE_ROWS][TILE_COLS], const struct tile *t, unsigned n_k)
+{
+    for (unsigned row = 0; row < TILE_ROWS; row++) {
+        float sum[TILE_COLS] = {0};
+
+        for (unsigned k = 0; k < n_k; k++) /* one by one: the emulator's own order */
+            for (unsigned n = 0; n < TILE_COLS; n++)
+                sum[n] += t->a[row][k] * t->b[k][n];
+        memcpy(out[row], sum, sizeof(sum));
+    }
+}
+
+/* unpack: the numbers in a word. The whole warp's product is made once, by whoever comes first. */
+static void product(float d[4], const uint32_t a[4], const uint32_t b[2], unsigned per_word,
+                    void (*unpack)(float *out, uint32_t word))
+{
+    uint32_t mine[WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    uint32_t(*all)[WORDS] = exchange(mine, WORDS);
+    unsigned i = emulate_thread_idx.x, w = i / EMULATE_WARP, lane = i % EMULATE_WARP;
+    float x[4];
+
+    if (block.product_turn[w] != block.turn[i]) {
+        static struct tile t;
+
+        for (unsigned l = 0; l < EMULATE_WARP; l++)
+            for (unsigned half = 0; half < 2; half++) {
+                unsigned k = k_of(l, half, per_word);
+
+                unpack(&t.a[l / 4][k], all[l][2 * half]);
+                unpack(&t.a[l / 4 + 8][k], all[l][2 * half + 1]);
+                unpack(x, all[l][4 + half]);
+                for (unsigned j = 0; j < per_word; j++)
+                    t.b[k + j][l / 4] = x[j];
+            }
+        multiply(block.product[w], &t, 8 * per_word);
+        block.product_turn[w] = block.turn[i];
+    }
+    for (unsigned j = 0; j < 4; j++)
+        d[j] += block.product[w][lane / 4 + j / 2 * 8][lane % 4 * 2 + j % 2];
+}
+
 /* Both halves of a pair of bf16. */
-static void halves(float out[2], uint32_t pair)
+static void unpack_bf16(float *out, uint32_t pair)
 {
     uint32_t low = pair << 16, high = pair & 0xFFFF0000u;
 
@@ -243,27 +310,12 @@ static void halves(float out[2], uint32_t pair)
 
 void emulate_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    uint32_t(*all)[WORDS] = exchange(mine, 6);
-    unsigned lane = emulate_thread_idx.x % EMULATE_WARP, group = lane / 4, col = lane % 4 * 2;
-
-    for (unsigned high = 0; high < 2; high++)
-        for (unsigned i = 0; i < 4; i++) { /* k in pairs; the order is the emulator's own */
-            float x[2], y[2], z[2];
-
-            for (unsigned row = 0; row < 2; row++) {
-                halves(x, all[group * 4 + i][high * 2 + row]);
-                halves(y, all[col * 4 + i][4 + high]);
-                halves(z, all[(col + 1) * 4 + i][4 + high]);
-                d[row * 2] += x[0] * y[0] + x[1] * y[1];
-                d[row * 2 + 1] += x[0] * z[0] + x[1] * z[1];
-            }
-        }
+    product(d, a, b, 2, unpack_bf16);
 }
 
-static float e4m3(uint32_t word, unsigned byte)
+static float e4m3(uint32_t code)
 {
-    uint32_t code = word >> (8 * byte) & 0xFF, mag = code & 127;
+    uint32_t mag = code & 127;
     float x = mag == 127 ? NAN
               : mag < 8  ? (float)mag * 0x1p-9f
                          : (float)(8 + mag % 8) * exp2f((float)(mag / 8) - 10);
@@ -271,21 +323,20 @@ static float e4m3(uint32_t word, unsigned byte)
     return code & 128 ? -x : x;
 }
 
+static void unpack_e4m3(float *out, uint32_t word)
+{
+    static float values[256];
+
+    if (values[1] == 0)
+        for (unsigned code = 0; code < 256; code++)
+            values[code] = e4m3(code);
+    for (unsigned byte = 0; byte < 4; byte++)
+        out[byte] = values[word >> (8 * byte) & 0xFF];
+}
+
 void emulate_mma_e4m3(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    uint32_t(*all)[WORDS] = exchange(mine, 6);
-    unsigned lane = emulate_thread_idx.x % EMULATE_WARP, group = lane / 4, col = lane % 4 * 2;
-
-    for (unsigned out = 0; out < 4; out++) {
-        unsigned row = out / 2, n = col + out % 2;
-        float sum = 0;
-
-        for (unsigned k = 0; k < 32; k++) /* k / 16: the half; k / 4 % 4: the lane of its group */
-            sum += e4m3(all[group * 4 + k / 4 % 4][k / 16 * 2 + row], k % 4) *
-                   e4m3(all[n * 4 + k / 4 % 4][4 + k / 16], k % 4);
-        d[out] += sum;
-    }
+    product(d, a, b, 4, unpack_e4m3);
 }
 
 void emulate_ldmatrix(uint32_t *out, int n, int transposed, const void *row)
@@ -323,10 +374,13 @@ struct call {
 
 struct emulate_recording {
     struct call *calls;
-    size_t n, cap;
+    size_t n, cap, bytes;
 };
 
 static struct emulate_recording *recording; /* NULL: launches run */
+static size_t recorded_bytes;
+/* The running block and the shared arrays. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static void *must(void *p)
 {
@@ -345,6 +399,8 @@ static void keep(struct emulate_recording *r, struct call c, size_t args_bytes)
         r->cap = r->cap > 0 ? 2 * r->cap : 64;
         r->calls = must(realloc(r->calls, r->cap * sizeof(*r->calls)));
     }
+    r->bytes += sizeof(c) + args_bytes;
+    recorded_bytes += sizeof(c) + args_bytes;
     c.args = must(malloc(args_bytes));
     memcpy(c.args, args, args_bytes);
     r->calls[r->n++] = c;
@@ -352,6 +408,7 @@ static void keep(struct emulate_recording *r, struct call c, size_t args_bytes)
 
 static void run(const struct call *c)
 {
+    pthread_mutex_lock(&mutex);
     if (block.stacks == NULL)
         block.stacks = must(aligned_alloc(64, (size_t)EMULATE_THREADS_MAX * STACK_BYTES));
     block.kernel = c->kernel;
@@ -365,6 +422,7 @@ static void run(const struct call *c)
                 emulate_block_idx = (struct emulate_dim){x, y, z};
                 run_block();
             }
+    pthread_mutex_unlock(&mutex);
 }
 
 void emulate_launch(void (*kernel)(const void *args), const void *args, size_t args_bytes,
@@ -397,6 +455,11 @@ struct emulate_recording *emulate_recorded(void)
     return r;
 }
 
+size_t emulate_recorded_bytes(void)
+{
+    return recorded_bytes;
+}
+
 void emulate_replay(const struct emulate_recording *r)
 {
     for (size_t i = 0; i < r->n; i++)
@@ -407,7 +470,9 @@ void emulate_forget(struct emulate_recording *r)
 {
     for (size_t i = 0; r != NULL && i < r->n; i++)
         free(r->calls[i].args);
-    if (r != NULL)
+    if (r != NULL) {
+        recorded_bytes -= r->bytes;
         free(r->calls);
+    }
     free(r);
 }

@@ -8,7 +8,7 @@
  *
  * Promises  a block whose threads do not all reach each barrier ends the process with a message,
  *           and so does a warp whose threads do not all reach an exchange.
- * Threads   one: fibers and shared arrays are static.
+ * Threads   launches of several threads run one after the other; one records at a time.
  * Limits    EMULATE_THREADS_MAX threads a block; 64 KiB of stack each; EMULATE_SHARED_MAX of
  *           dynamic shared memory.
  */
@@ -49,6 +49,8 @@ void emulate_launch(void (*kernel)(const void *args), const void *args, size_t a
 struct emulate_recording;
 void emulate_record(void);
 struct emulate_recording *emulate_recorded(void);
+/** Of all recordings that are kept. */
+size_t emulate_recorded_bytes(void);
 void emulate_replay(const struct emulate_recording *r);
 void emulate_forget(struct emulate_recording *r);
 

@@ -25,9 +25,12 @@
 
 /* A few SMs, so that attention of up to eight rows is split. */
 enum { EMULATED_SMS = 9 };
+/* What a driver would keep for itself. */
+enum { EMULATED_OUTSIDE = 64 << 20 };
 
 struct emulated_gpu {
     struct gpu g; /* first */
+    _Atomic uint64_t number;
     struct arena arena;
     uint8_t *memory;
 };
@@ -61,6 +64,12 @@ static void emulated_give(struct gpu *g, uint64_t address)
         fprintf(stderr, "emulated: %#llx was not taken\n", (unsigned long long)address);
         abort();
     }
+}
+
+static void emulated_room(struct gpu *g, size_t *used, size_t *outside)
+{
+    *used = arena_used(&emulated_of(g)->arena);
+    *outside = EMULATED_OUTSIDE - emulate_recorded_bytes();
 }
 
 static void *emulated_take_pinned(struct gpu *g, size_t bytes)
@@ -105,6 +114,18 @@ static void emulated_within(struct gpu *g, uint64_t dst, uint64_t src, size_t by
 {
     (void)g;
     memcpy((void *)(uintptr_t)dst, (const void *)(uintptr_t)src, bytes);
+}
+
+static void emulated_rows(struct gpu *g, uint64_t dst, size_t dst_pitch, uint64_t src,
+                          size_t src_pitch, size_t bytes, size_t n_rows)
+{
+    for (size_t i = 0; i < n_rows; i++)
+        emulated_within(g, dst + i * dst_pitch, src + i * src_pitch, bytes);
+}
+
+static void emulated_set_number(struct gpu *g, uint64_t n)
+{
+    *g->number = n;
 }
 
 static void emulated_mark(struct gpu *g, int which)
@@ -155,6 +176,7 @@ static const struct gpu_ops emulated_gpu_ops = {
     .enter = emulated_enter,
     .take = emulated_take,
     .give = emulated_give,
+    .room = emulated_room,
     .take_pinned = emulated_take_pinned,
     .give_pinned = emulated_give_pinned,
     .share = emulated_share,
@@ -162,6 +184,8 @@ static const struct gpu_ops emulated_gpu_ops = {
     .to_device = emulated_to_device,
     .to_host = emulated_to_host,
     .within = emulated_within,
+    .rows = emulated_rows,
+    .set_number = emulated_set_number,
     .mark = emulated_mark,
     .wait_mark = emulated_mark,
     .wait = emulated_wait,
@@ -190,7 +214,8 @@ struct gpu *gpu_emulated_open(const struct emulated_options *opt)
     e->g.n_sms = EMULATED_SMS;
     e->g.native_e4m3 = !opt->no_e4m3;
     e->g.host_reaches = !opt->hidden;
-    e->g.memory_bytes = bytes;
+    e->g.memory_bytes = e->g.total_bytes = bytes;
+    e->g.number = &e->number;
     snprintf(e->g.name, sizeof(e->g.name), "emulated, sm_%d", opt->no_e4m3 ? 80 : 89);
     return &e->g;
 }

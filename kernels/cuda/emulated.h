@@ -2,7 +2,7 @@
  * emulated: the CUDA backend with a GPU that the host emulates (emulate.h), for tests: the same
  * table, the same kernels, the same memory accounts.
  *
- * Threads   one, as emulate.h.
+ * Threads   one a GPU, as emulate.h.
  */
 #ifndef BATON_KERNELS_CUDA_EMULATED_H
 #define BATON_KERNELS_CUDA_EMULATED_H

@@ -24,6 +24,8 @@ struct gpu_ops {
     /** Zeroed memory, aligned to 4096; 0: there is none left. */
     uint64_t (*take)(struct gpu *g, size_t bytes);
     void (*give)(struct gpu *g, uint64_t address);
+    /** @param used  out: taken; outside: free on the device beside memory_bytes */
+    void (*room)(struct gpu *g, size_t *used, size_t *outside);
     /** Host memory that copies and kernels reach; NULL: none left. */
     void *(*take_pinned)(struct gpu *g, size_t bytes);
     void (*give_pinned)(struct gpu *g, void *p);
@@ -37,6 +39,11 @@ struct gpu_ops {
     void (*to_device)(struct gpu *g, uint64_t dst, const void *pinned, size_t bytes);
     void (*to_host)(struct gpu *g, void *pinned, uint64_t src, size_t bytes);
     void (*within)(struct gpu *g, uint64_t dst, uint64_t src, size_t bytes);
+    /** n_rows rows of `bytes`, a pitch from one to the next. */
+    void (*rows)(struct gpu *g, uint64_t dst, size_t dst_pitch, uint64_t src, size_t src_pitch,
+                 size_t bytes, size_t n_rows);
+    /** In stream order: *g->number = n. */
+    void (*set_number)(struct gpu *g, uint64_t n);
 
     /** Marks what is queued; which is 0 or 1, and a mark replaces the last of its kind. */
     void (*mark)(struct gpu *g, int which);
@@ -59,11 +66,13 @@ struct gpu {
     const struct gpu_ops *ops;
     cuda_stream stream;
     int n_sms;
-    bool native_e4m3;    /* tensor cores take e4m3: sm_89 and later */
-    bool host_reaches;   /* the host may read and write device memory at its address */
-    size_t memory_bytes; /* that take() had to give when it was opened */
-    char name[64];       /* "NVIDIA H200, sm_90" */
-    char error[256];     /* the first failure; "": none */
+    bool native_e4m3;         /* tensor cores take e4m3: sm_89 and later */
+    bool host_reaches;        /* the host may read and write device memory at its address */
+    size_t memory_bytes;      /* that take() had to give when it was opened */
+    size_t total_bytes;       /* of the device */
+    _Atomic uint64_t *number; /* see set_number(); pinned */
+    char name[64];            /* "NVIDIA H200, sm_90" */
+    char error[256];          /* the first failure; "": none */
 };
 
 struct gpu_options {

@@ -36,6 +36,7 @@ struct driver {
     PFN_cuMemSetAccess_v10020 access;
     PFN_cuMemGetAllocationGranularity_v10020 granularity;
     PFN_cuDeviceGetAttribute_v2000 attribute;
+    PFN_cuStreamWriteValue64_v11070 write_value;
 };
 
 struct chunk {
@@ -149,6 +150,17 @@ static void give(struct gpu *g, uint64_t address)
     arena_give(&of(g)->arena, address - of(g)->base);
 }
 
+static void room(struct gpu *g, size_t *used, size_t *outside)
+{
+    struct cuda_gpu *c = of(g);
+    size_t free_bytes = 0, total = 0, unmapped = c->managed ? 0 : c->arena.size - c->mapped;
+
+    enter(g);
+    check(g, cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
+    *used = arena_used(&c->arena);
+    *outside = free_bytes > unmapped ? free_bytes - unmapped : 0;
+}
+
 static void *take_pinned(struct gpu *g, size_t bytes)
 {
     struct cuda_gpu *c = of(g);
@@ -220,6 +232,24 @@ static void to_host(struct gpu *g, void *pinned, uint64_t src, size_t bytes)
 static void within(struct gpu *g, uint64_t dst, uint64_t src, size_t bytes)
 {
     copy(g, (void *)(uintptr_t)dst, (const void *)(uintptr_t)src, bytes, cudaMemcpyDeviceToDevice);
+}
+
+static void rows(struct gpu *g, uint64_t dst, size_t dst_pitch, uint64_t src, size_t src_pitch,
+                 size_t bytes, size_t n_rows)
+{
+    enter(g);
+    check(g,
+          cudaMemcpy2DAsync((void *)(uintptr_t)dst, dst_pitch, (const void *)(uintptr_t)src,
+                            src_pitch, bytes, n_rows, cudaMemcpyDeviceToDevice, g->stream),
+          "cudaMemcpy2D");
+}
+
+/* A write of the stream's own: a host function there would stop the device for it. */
+static void set_number(struct gpu *g, uint64_t n)
+{
+    enter(g);
+    check_driver(g, of(g)->driver.write_value(g->stream, (CUdeviceptr)(uintptr_t)g->number, n, 0),
+                 "cuStreamWriteValue64");
 }
 
 static void mark(struct gpu *g, int which)
@@ -324,6 +354,7 @@ static const struct gpu_ops cuda_gpu_ops = {
     .enter = enter,
     .take = take,
     .give = give,
+    .room = room,
     .take_pinned = take_pinned,
     .give_pinned = give_pinned,
     .share = share,
@@ -331,6 +362,8 @@ static const struct gpu_ops cuda_gpu_ops = {
     .to_device = to_device,
     .to_host = to_host,
     .within = within,
+    .rows = rows,
+    .set_number = set_number,
     .mark = mark,
     .wait_mark = wait_mark,
     .wait = wait_all,
@@ -381,6 +414,7 @@ static bool find_driver(struct gpu *g, struct driver *d)
         {"cuMemSetAccess", &d->access},
         {"cuMemGetAllocationGranularity", &d->granularity},
         {"cuDeviceGetAttribute", &d->attribute},
+        {"cuStreamWriteValue64", &d->write_value},
     };
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
@@ -444,6 +478,7 @@ static bool reserve(struct cuda_gpu *c, const struct gpu_options *opt)
     }
     size = size / c->granularity * c->granularity;
     c->g.memory_bytes = size;
+    c->g.total_bytes = total;
     arena_init(&c->arena, size);
     if (size == 0) {
         snprintf(c->g.error, sizeof(c->g.error), "%s has %.2f GB free of %.2f: too little",
@@ -499,6 +534,10 @@ static bool make_streams(struct cuda_gpu *c)
     if (!check(&c->g, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream"))
         return false;
     c->g.stream = stream;
+    c->g.number = take_pinned(&c->g, sizeof(*c->g.number));
+    if (c->g.number == NULL)
+        return false;
+    *c->g.number = 0;
     for (int i = 0; i < 2; i++)
         if (!check(&c->g, cudaEventCreateWithFlags(&c->marks[i], cudaEventDisableTiming),
                    "an event"))

@@ -254,13 +254,14 @@ static struct entry *find(const struct kv_index *ix, uint64_t page)
     }
 }
 
-static void put(struct kv_index *ix, struct table *t, const struct entry *e)
+static struct entry *put(struct kv_index *ix, struct table *t, const struct entry *e)
 {
     uint32_t at = home(t, mix(ix, e->page));
 
     while (t->slots[at].page != 0)
         at = after(t, at);
     t->slots[at] = *e;
+    return &t->slots[at];
 }
 
 /* Takes an entry out and moves those after it back to where a search will find them. */
@@ -358,10 +359,9 @@ static struct entry *add_entry(struct kv_index *ix, uint64_t page)
     while (ix->bytes > ix->bytes_max) /* sets have outgrown the cap */
         if (!drop_one(ix, t))
             return NULL;
-    put(ix, t, &e);
     t->n++;
     ix->n_pages++;
-    return find(ix, page);
+    return put(ix, t, &e);
 }
 
 /* ---- public ---------------------------------------------------------------------------------- */
@@ -479,6 +479,15 @@ bool kv_index_sweep(struct kv_index *ix, unsigned n_tables)
         ix->n_swept = 0;
     }
     return ix->sweep_at < TABLES || ix->n_dead > 0;
+}
+
+void kv_index_prefetch(const struct kv_index *ix, uint64_t page)
+{
+    uint64_t h = mix(ix, page);
+    const struct table *t = &ix->tables[h >> (64 - TABLE_BITS)];
+
+    if (t->n_slots > 0)
+        __builtin_prefetch(&t->slots[home(t, h)]);
 }
 
 bool kv_index_insert(struct kv_index *ix, uint64_t page, uint32_t holder)

@@ -56,6 +56,9 @@ bool kv_index_holder_lives(const struct kv_index *ix, uint32_t holder);
 /** Sweeps n_tables of what dropped holders left. @return whether there is more to do */
 bool kv_index_sweep(struct kv_index *ix, unsigned n_tables);
 
+/** Says that a page will be asked for soon: its entry is fetched meanwhile. */
+void kv_index_prefetch(const struct kv_index *ix, uint64_t page);
+
 /** Notes that a living holder holds a page. @return false when there was no room for it */
 bool kv_index_insert(struct kv_index *ix, uint64_t page, uint32_t holder);
 void kv_index_remove(struct kv_index *ix, uint64_t page, uint32_t holder);

@@ -14,6 +14,7 @@
 enum {
     HOLDERS_SEEN = 16,  /* of the deepest page */
     LEAST_SEEN = 4,     /* least loaded workers */
+    PREFETCHED = 64,    /* first pages */
     STATES_SEEN = 256,  /* pages looked back for one where computing can go on */
     STATES_SEEN_OF = 64 /* the same for one worker */
 };
@@ -148,11 +149,22 @@ static uint32_t deepest_state(struct policy *p, const struct policy_request *r, 
     return 0;
 }
 
+/* Entries lie anywhere in memory: asked for one by one, each would be waited for. */
+static void prefetch(const struct policy *p, const struct policy_request *r)
+{
+    for (size_t i = 0; i < r->n_pages && i < PREFETCHED; i++) {
+        kv_index_prefetch(p->told, r->pages[i]);
+        kv_index_prefetch(p->expected, r->pages[i]);
+    }
+}
+
 bool policy_exact(struct policy *p, const struct policy_request *r, struct policy_choice *out)
 {
     struct best best = {.choice = {POLICY_NONE, 0}};
-    uint32_t least[LOAD_HEAP_LEAST_MAX], n, depth = deepest(p, r), at;
+    uint32_t least[LOAD_HEAP_LEAST_MAX], n, depth, at;
 
+    prefetch(p, r);
+    depth = deepest(p, r);
     if (depth > 0) {
         weigh_holders(p, r, p->told, p->told_by, r->pages[depth - 1], depth, &best);
         weigh_holders(p, r, p->expected, p->expected_by, r->pages[depth - 1], depth, &best);

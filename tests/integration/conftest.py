@@ -4,6 +4,7 @@ The binaries under test are those of $BATON_BUILD (default: build in the source 
 loopback or in network namespaces that the test makes itself; every process is ended by its own handle.
 """
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -56,17 +58,30 @@ def json_lines(command, lines, *args):
     return [json.loads(line) for line in out[:-1]]
 
 
+def own_ports():
+    """The ports of this process, in turn: 2,000 that no other process of these tests has (a lock says so, for as long as it
+    lives), the upper half for admin. All are below those that the kernel gives to outgoing connections: a worker that is
+    killed gets its ports again."""
+    for low in range(10000, 32000, 2000):
+        with contextlib.suppress(OSError):
+            lock = open(Path(tempfile.gettempdir()) / f"baton-test-ports-{low}", "w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while lock:
+                yield from range(low, low + 1000)
+    raise AssertionError("every range of test ports is taken: are ten other runs of these tests at work?")
+
+
+PORTS = own_ports()
+
+
 def free_port():
-    """A port p that was free a moment ago, with p + 1000 free as well (the worker's admin port)."""
+    """A port p that is free, with p + 1000 free as well (the worker's admin port)."""
     while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", 0))
-            p = a.getsockname()[1]
-            if p + 1000 > 65535:
-                continue
-            with contextlib.suppress(OSError):
-                b.bind(("127.0.0.1", p + 1000))
-                return p
+        p = next(PORTS)
+        with socket.socket() as a, socket.socket() as b, contextlib.suppress(OSError):
+            a.bind(("127.0.0.1", p))
+            b.bind(("127.0.0.1", p + 1000))
+            return p
 
 
 def http_get(url, timeout=5):

@@ -1,10 +1,13 @@
 """--device: what cannot run says why before the port opens, and the CPU still works; where a GPU is, prefill and
 decode workers on it give the tokens of one process."""
 import ctypes
+import re
+import shutil
+import subprocess
 
 import pytest
 
-from conftest import free_port, http_get, run_baton, wait_until
+from conftest import BINARY, free_port, http_get, run_baton, wait_until
 from test_handoff import ids_of_length
 from test_ranks import ask
 
@@ -45,11 +48,39 @@ def test_without_a_gpu_the_reason_is_told_and_the_cpu_serves(demo_model, process
     assert "--device cpu works without" in text
     r = run_baton("logits", "--model-path", demo_model, "--tokens", "1,2,3", "--device", "cuda", "--out", "/dev/null",
                   check=False)
-    assert r.returncode == 1 and "device cuda: " in r.stderr, r.stderr
+    assert r.returncode == 1 and "device cuda:0: " in r.stderr, r.stderr
     port = free_port()
     w = process("decode", ["--model-path", demo_model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"])
     wait_until("ready", lambda: http_get(f"http://127.0.0.1:{port + 1000}/ready")[0] == 200)
     assert w.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode", "router", "baton"])
+def test_no_library_of_cuda_is_linked(name):
+    """Toolkit, driver and NCCL are looked for when they are used: no binary asks the loader for one of them."""
+    needed = subprocess.run(["ldd", BINARY[name]], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in needed
+    assert not re.search(r"libcuda|libcudart|libnccl|libnvidia|not found", needed), needed
+
+
+def hidden(paths, command):
+    """The command where these files are empty, in a namespace of its own."""
+    mounts = "".join(f"mount --bind /dev/null '{p}'; " for p in paths)
+    return subprocess.run(["unshare", "--mount", "sh", "-ec", mounts + 'exec "$0" "$@"', *map(str, command)],
+                          capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or hidden([], ["true"]).returncode != 0,
+                    reason="no mount namespaces here (root)")
+def test_the_cpu_serves_where_neither_toolkit_nor_driver_is(demo_model, tmp_path):
+    known = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    paths = [line.split("=> ")[1] for line in known.splitlines()
+             if re.match(r"\s*(libcuda|libcudart|libnccl|libnvidia)", line)]
+    logits = [BINARY["baton"], "logits", "--model-path", demo_model, "--tokens", "1,2,3", "--out", tmp_path / "logits"]
+    assert (r := hidden(paths, logits)).returncode == 0, r.stderr
+    r = hidden(paths, [*logits, "--device", "cuda:0"])
+    assert r.returncode == 1 and "--device cpu works without" in r.stderr, r.stderr
+    assert "no NVIDIA driver on this machine" in r.stderr or "this build has no CUDA kernels" in r.stderr, r.stderr
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

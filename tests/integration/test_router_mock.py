@@ -1,5 +1,6 @@
 """The router's chat API before mock workers, with the openai client: streams, tools, errors, failures."""
 import json
+import re
 import socket
 import threading
 import time
@@ -476,6 +477,55 @@ def test_requests_spread_over_decode_and_prefill_workers(cluster):
     wait_until("one prefill", lambda: '"prefill":1' in get(c.url + "/ready")[1])
     for _ in range(4):
         assert report(c)["prefill"] == [f"127.0.0.1:{p}" for p in reversed(c.prefill_ports)]
+
+
+def test_metrics_tell_what_a_request_took(cluster):
+    c = cluster()
+    assert ask(c, {"text": "one two three four"}, extra=OFF).choices[0].finish_reason == "stop"
+    text = get(c.url + "/metrics")[1]
+    for name in "time_to_first_token", "inter_token_latency", "time_per_output_token", "kv_transfer", "request":
+        assert float(re.search(rf"^baton_router_{name}_seconds_count\S* (\S+)$", text, re.M)[1]) > 0, name
+    assert c.metric("baton_router_kv_transfer_seconds_sum") == 0.000512
+    assert f'baton_router_worker_kv_transport{{address="127.0.0.1:{c.decode_ports[0]}",transport="mock"}} 1' in text
+
+
+def answer_to(c, head, body=b""):
+    """The whole answer on a connection of its own."""
+    with c.connect() as s:
+        s.sendall(head + b"\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        return s.makefile("rb").read()
+
+
+def test_draining_answers_whoever_comes_and_waits_for_who_was_there(cluster):
+    c = cluster()
+    post = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+
+    def body(**do):
+        return json.dumps({"messages": [{"role": "user", "content": directive(**do)}], "stream": "interval_ms" in do,
+                           **OFF}).encode()
+    stream, early, idle = c.connect(), c.connect(), c.connect()
+    slow, quick = body(text="w ", repeat=10000, interval_ms=20), body(text="early")
+    stream.sendall(post % len(slow) + slow)
+    assert b"data:" in stream.recv(65536)
+    early.sendall(post % len(quick))
+    idle.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+    c.router.p.terminate()
+    assert idle.recv(4096) == b""  # an idle connection is closed
+    ready = answer_to(c, b"GET /ready HTTP/1.1")  # read to its end: it is closed, too
+    assert ready.startswith(b"HTTP/1.1 503") and b'"draining":true' in ready
+    refused = answer_to(c, b"POST /v1/chat/completions HTTP/1.1", quick)
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert b"\r\nconnection: close\r\n" in refused and b"\r\nretry-after: " in refused
+    early.sendall(quick)  # whose request was on its way is served, and told to go
+    got = early.makefile("rb").read()
+    assert got.startswith(b"HTTP/1.1 200") and b"early" in got and b"\r\nconnection: close\r\n" in got
+    with c.connect():  # nobody waits for who says nothing
+        assert c.router.alive()
+        stream.close()
+        assert c.router.p.wait(20 * SLOW) == 0
+    early.close()
+    idle.close()
 
 
 def test_draining_lets_streams_finish(cluster):

@@ -110,6 +110,34 @@ def test_clients_speak_tls(cluster, pki):
     wait_until("cancelled", lambda: "cancel leaver" in c.decodes[0].text())
 
 
+def test_a_certificate_is_read_again_when_it_changes(cluster, pki, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def put(name, *files):
+        for f in files:  # as a secret is replaced: another file under the same name
+            new = f.with_suffix(".new")
+            shutil.copy(pki / f"{name}{'.pem' if f == cert else '.key'}", new)
+            new.rename(f)
+
+    def subject():
+        with socket.create_connection(("127.0.0.1", c.port), timeout=10 * SLOW) as s:
+            with ssl.create_default_context(cafile=pki / "ca.pem").wrap_socket(
+                    s, server_hostname="localhost") as t:
+                return dict(x[0] for x in t.getpeercert()["subject"])["commonName"]
+    put("router", cert, key)
+    c = cluster(router_args=["--ssl-certfile", cert, "--ssl-keyfile", key], start=False)
+    wait_until("ready", lambda: ready(c, pki))
+    h = https(c, pki)
+    assert request(h, "GET", "/health")[0] == 200 and subject() == "router"
+    put("worker", cert)  # without its key: nothing changes
+    wait_until("said so", lambda: "stays as it is" in c.router.text())
+    assert subject() == "router"
+    put("worker", key)
+    wait_until("the other certificate", lambda: subject() == "worker")
+    assert request(h, "GET", "/health")[0] == 200  # what was open stays
+    assert c.router.text().count("stays as it is") == 1
+
+
 @pytest.mark.parametrize("args,word", [
     (["--ssl-certfile", "router.pem"], "go together"),
     (["--ssl-certfile", "router.pem", "--ssl-keyfile", "worker.key"], "key"),

@@ -468,12 +468,13 @@ static void fill_stats(Baton__V1__HandoffStats *stats)
     stats->decode = address;
     stats->transport = "mock";
     stats->has_kv_bytes = stats->has_kv_pages = stats->has_checksums_verified = 1;
-    stats->has_cached_tokens = stats->has_prefill_us = 1;
+    stats->has_cached_tokens = stats->has_prefill_us = stats->has_transfer_us = 1;
     stats->kv_bytes = 123456;
     stats->kv_pages = 2;
     stats->checksums_verified = 3;
     stats->cached_tokens = 1;
     stats->prefill_us = 1000;
+    stats->transfer_us = 512; /* a microsecond a token */
 }
 
 /* Of tokens first .. first + n - 1: token k has k * step. */

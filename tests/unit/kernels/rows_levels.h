@@ -5,6 +5,8 @@
 #include "tests/lib/kernel_rig.h"
 
 extern const int rows_n_levels;
+/* The first so many of them compute what test_rows.c looks at, each in its own way. */
+extern const int rows_n_row_levels;
 
 enum { ROWS_LONGEST = 1100 };
 /* Tokens of the longest sequence: an emulated GPU is slow. */

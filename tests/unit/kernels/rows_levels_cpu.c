@@ -4,7 +4,7 @@
 #include <string.h>
 
 static const int levels[] = {CPU_ISA_AVX2, CPU_ISA_AVX512, RIG_AVX512_OTHER_WAY};
-const int rows_n_levels = 3;
+const int rows_n_levels = 3, rows_n_row_levels = 3;
 const int rows_longest = ROWS_LONGEST, rows_cols_unit = 1, rows_tokens = ROWS_TOKENS_MAX;
 
 const bool rows_alike = true;

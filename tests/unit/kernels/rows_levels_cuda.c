@@ -10,7 +10,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-const int rows_n_levels = 2; /* cuda_place_n_levels */
+/* cuda_place_n_levels; only products with weights look at whether there is e4m3. */
+const int rows_n_levels = 2, rows_n_row_levels = 1;
 const int rows_longest = 400, rows_cols_unit = 32, rows_tokens = 70;
 const bool rows_alike = false;
 

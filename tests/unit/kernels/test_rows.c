@@ -391,7 +391,7 @@ static void kv_operations_agree_with_the_reference(void **state)
         inputs_make(&in, ratios[i], &d);
         run_open(&want, &ref, &in);
         run_all(&want, 400, NULL);
-        for (int level = 0; level < rows_n_levels; level++) {
+        for (int level = 0; level < rows_n_row_levels; level++) {
             struct layer_run got;
             struct rig fast;
 
@@ -423,7 +423,7 @@ static void spans_batches_and_threads_change_no_bit(void **state)
     static const int ratios[] = {0, 4, 128};
 
     (void)state;
-    for (int level = 0; level < rows_n_levels; level++)
+    for (int level = 0; level < rows_n_row_levels; level++)
         for (int i = 0; i < 3; i++) {
             struct inputs in;
             struct layer_run whole, apart;
@@ -537,7 +537,7 @@ static void streams_agree_and_do_not_depend_on_company(void **state)
     assert_true(rig_open(&ref, CPU_ISA_REF, &d, 2));
     struct streams_result want = run_streams(&ref, streams, y, w, 0, T);
 
-    for (int level = 0; level < rows_n_levels; level++) {
+    for (int level = 0; level < rows_n_row_levels; level++) {
         struct rig fast, one;
 
         if (!rows_open(level, &fast, &d, 3))
@@ -586,7 +586,7 @@ static void choices_among_many_equal_scores_are_the_earliest(void **state)
     inputs_make(&in, 4, &d);
     /* all weights 0: every score is 0 */
     memset(in.iw, 0, (size_t)SEQS * MAX_LENGTH * (size_t)d.index_n_heads * 2);
-    for (int level = 0; level < rows_n_levels; level++) {
+    for (int level = 0; level < rows_n_row_levels; level++) {
         struct layer_run run;
         struct rig fast;
 

@@ -3,18 +3,19 @@
  *
  *   router_load --port N --body FILE [--connections N] [--seconds S] [--warmup-ms N] [--pid N]
  *               [--big-body FILE --big-connections N] [--header "Name: value"] [--tls on]
+ *               [--every-us N]
  *
  * Every connection sends its request, reads the answer to its end and sends again, on one
- * kept-alive connection. The big connections do the same with the other body and are told apart.
- * The window begins when every connection has had a first byte and the warm-up is over, and ends
- * after --seconds. It prints one JSON object:
- *   requests      answers of status 200 that ended in the window; refused: of 429 and 503
- *   errors        anything else, a connection that was cut included
- *   events        "data:" lines in the window
- *   cpu_us        processor time of --pid in the window, all its threads
- *   rss_kb        memory of --pid at the end of the window, every connection still open
- *   latency_p50_us, _p99_us   request sent to its end; ttft_...: to the first byte of the body;
- *   refused_p50_us, _p99_us, big_requests
+ * kept-alive connection; with --every-us not before its next turn, and the turns of the connections
+ * are spread evenly, so that two peers get the same requests at the same times, whatever each
+ * costs. The big connections do the same with the other body and are told apart. The window begins
+ * when every connection has had a first byte and the warm-up is over, and ends after --seconds. It
+ * prints one JSON object: requests      answers of status 200 that ended in the window; refused: of
+ * 429 and 503 errors        anything else, a connection that was cut included events        "data:"
+ * lines in the window cpu_us        processor time of --pid in the window, all its threads rss_kb
+ * memory of --pid at the end of the window, every connection still open latency_p50_us, _p99_us
+ * request sent to its end; ttft_...: to the first byte of the body; refused_p50_us, _p99_us,
+ * big_requests
  */
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -50,7 +51,7 @@ struct connection {
     size_t line_len;
     bool last_chunk;
     unsigned event_at; /* letters of "data:" seen */
-    uint64_t sent_us, first_us, resume_us;
+    uint64_t sent_us, first_us, resume_us, due_us;
 };
 
 struct samples {
@@ -60,7 +61,7 @@ struct samples {
 
 static struct {
     const char *body, *big_body, *path, *header;
-    int64_t port, connections, big_connections, seconds, warmup_ms, pid, pause_ms;
+    int64_t port, connections, big_connections, seconds, warmup_ms, pid, pause_ms, every_us;
     bool tls;
 } options = {.path = "/v1/chat/completions",
              .connections = 1,
@@ -235,8 +236,11 @@ static void ended(struct connection *c)
     } else {
         n_errors++;
     }
+    c->due_us += (uint64_t)options.every_us;
     if (busy)
         c->resume_us = now + (uint64_t)options.pause_ms * 1000;
+    else if (options.every_us > 0 && c->due_us > now)
+        c->resume_us = c->due_us;
     else
         begin(c);
 }
@@ -370,10 +374,24 @@ static char *make_request(const char *file, size_t *len)
     return out;
 }
 
+/* How long nobody needs to send: others' answers are waited for at most 5 ms. */
+static struct timespec idle_time(const struct connection *all, size_t n)
+{
+    uint64_t now = clock_now_us(), us = 5000;
+
+    for (size_t i = 0; i < n && options.every_us > 0; i++)
+        if (all[i].resume_us != 0)
+            us = all[i].resume_us <= now       ? 0
+                 : all[i].resume_us - now < us ? all[i].resume_us - now
+                                               : us;
+    return (struct timespec){0, (long)us * 1000};
+}
+
 static void turn(struct connection *all, size_t n)
 {
     struct epoll_event events[256];
-    int k = epoll_wait(epoll, events, 256, 5);
+    struct timespec idle = idle_time(all, n);
+    int k = epoll_pwait2(epoll, events, 256, &idle, NULL);
     static uint64_t last_us;
     uint64_t now;
 
@@ -386,7 +404,7 @@ static void turn(struct connection *all, size_t n)
             receive(c);
     }
     now = clock_now_us();
-    if (now - last_us < 1000)
+    if (now - last_us < 1000 && options.every_us == 0)
         return;
     last_us = now;
     for (size_t i = 0; i < n; i++)
@@ -401,6 +419,8 @@ static void run(struct connection *all, size_t n)
     uint64_t start, now, patience = clock_now_us() + 60000000;
     double cpu;
 
+    for (size_t i = 0; i < n; i++)
+        all[i].due_us = clock_now_us() + i * (uint64_t)options.every_us / n;
     while (n_had_first < n && clock_now_us() < patience)
         turn(all, n);
     for (now = clock_now_us(), start = now; now < start + (uint64_t)options.warmup_ms * 1000;
@@ -436,6 +456,8 @@ int main(int argc, char **argv)
         {"seconds", FLAG_INT, &options.seconds, 1, 600, .arg = "N", .help = "the window"},
         {"warmup-ms", FLAG_INT, &options.warmup_ms, 0, 60000, .arg = "N", .help = "before it"},
         {"pause-ms", FLAG_INT, &options.pause_ms, 0, 60000, .arg = "N", .help = "after a refusal"},
+        {"every-us", FLAG_INT, &options.every_us, 0, 60000000, .arg = "N",
+         .help = "from one request of a connection to its next, at least; 0: at once"},
         {"pid", FLAG_INT, &options.pid, 0, 1 << 30, .arg = "N", .help = "whose time and memory"},
         {"tls", FLAG_BOOL, &options.tls, .help = "speak TLS; no certificate is checked"},
         {NULL},

@@ -6,7 +6,9 @@
  * It answers every POST; the body says how, as it does to mock_decode, in its last "mock{...}":
  * `repeat` tokens, interval_ms between them. With "stream":true they come as server-sent events of
  * the size that a chat chunk has, else as one JSON object. Ticks are on a grid of --step-ms, so
- * that all streams move together, as an engine's do. GETs are answered with 200 and {}.
+ * that all streams move together, as an engine's do. max_tokens bounds them, so that who asks a
+ * prefill engine for one token gets one. GETs are answered with 200 and what gateways want to know
+ * of an SGLang engine.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -54,6 +56,11 @@ static const char answer[] =
     "\"finish_reason\":\"stop\",\"matched_stop\":1}],\"usage\":{\"prompt_tokens\":12,"
     "\"total_tokens\":16,\"completion_tokens\":4}}";
 
+static const char about[] =
+    "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\",\"owned_by\":\"sglang\"}]"
+    ","
+    "\"model_path\":\"mock\",\"served_model_name\":\"mock\",\"max_running_requests\":100000}";
+
 static void put(int fd, const char *data, size_t len)
 {
     if (send(fd, data, len, MSG_NOSIGNAL) < (ssize_t)len)
@@ -92,7 +99,7 @@ static void reply(int fd, struct stream *s)
     s->head_len = s->tail_len = 0;
     s->in_body = false;
     if (!s->post || !s->streams) {
-        const char *body = s->post ? answer : "{}";
+        const char *body = s->post ? answer : about;
         int n = snprintf(head, sizeof(head),
                          "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
                          "Content-Length: %zu\r\n\r\n",
@@ -104,6 +111,8 @@ static void reply(int fd, struct stream *s)
         return;
     }
     s->left = number(s->tail, "repeat", 4);
+    if (number(s->tail, "\"max_tokens\"", s->left) < s->left)
+        s->left = number(s->tail, "\"max_tokens\"", 0);
     s->interval_ms = number(s->tail, "interval_ms", 0);
     s->started = false;
     s->next_us = clock_now_us();

@@ -59,6 +59,11 @@ static void columns(void *arg, struct dev_ptr out, struct dev_ptr in, int n_rank
                    (uint8_t *)(uintptr_t)in.addr + (r * n_rows + t) * row_bytes, row_bytes);
 }
 
+static void enter(void *arg)
+{
+    (void)arg;
+}
+
 static void mark(void *arg, uint64_t n)
 {
     ((struct device *)arg)->reached = n;
@@ -94,6 +99,7 @@ static void *rank_main(void *arg)
     struct comm_nccl_device device = {
         .scratch = at(d->scratch),
         .scratch_bytes = SCRATCH,
+        .enter = enter,
         .columns = columns,
         .mark = mark,
         .reached = reached,
@@ -279,7 +285,7 @@ static void without_nccl_the_reason_is_told(void **state)
 static void a_rank_that_is_left_alone_does_not_wait_for_ever(void **state)
 {
     struct comm_options opt = {.n_ranks = 2, .init_ms = 100};
-    struct comm_nccl_device device = {.reached = reached};
+    struct comm_nccl_device device = {.enter = enter, .reached = reached};
     uint8_t id[COMM_NCCL_ID_BYTES];
     struct comm *c = NULL;
     struct status st;

@@ -15,11 +15,12 @@
 
 #include "common/model/checkpoint_make.h"
 #include "common/model/model.h"
+#include "common/model/model_debug.h"
 #include "common/model/safetensors.h"
 #include "tests/unit/kernels/cuda_place.h"
 
 enum { CONTEXT = 1280, PAGES = 8, SLOTS = 4, SEQS = 2, ROWS = 160, LOGITS = 160 };
-enum { LENGTH = 144, MTP_ROWS = 12 };
+enum { LENGTH = 144, MTP_ROWS = 12, STEPS = 6, VERIFIED = 3 };
 
 static const char *vectors;
 static char folder[64];
@@ -261,6 +262,40 @@ static void decode_together(struct run *r, int32_t tokens[SEQS][ROWS], float *co
              mtp[i] + (size_t)(decode_start(i) + step - LENGTH + MTP_ROWS) * vocab, vocab);
 }
 
+/* Sequence i has rows for VERIFIED - i tokens at once, as drafts that are verified: fewer rows than
+ * any recording but the last has. All rows of the MTP block are drafted from. */
+static void verify_together(struct run *r, int32_t tokens[SEQS][ROWS], float *const want[SEQS],
+                            float *const mtp[SEQS], int step)
+{
+    size_t vocab = (size_t)model_get_config(r->m)->vocab_size, row = 0;
+    struct model_span spans[SEQS];
+    int32_t next[SEQS * VERIFIED], last[SEQS];
+    const float *logits;
+    struct status st;
+
+    for (int i = 0; i < SEQS; i++) {
+        int at = decode_start(i) + step;
+
+        spans[i] = span_of(i, tokens[i], at, VERIFIED - i, MODEL_LOGITS_ALL);
+        for (int j = 0; j < VERIFIED - i; j++)
+            next[row++] = tokens[i][at + 1 + j];
+        last[i] = (int32_t)row - 1;
+    }
+    logits = forward(r, spans, SEQS);
+    row = 0;
+    for (int i = 0; i < SEQS; i++)
+        for (int j = 0; j < VERIFIED - i; j++, row++)
+            same("verified", logits + row * vocab,
+                 want[i] + (size_t)(decode_start(i) + step + j) * vocab, vocab);
+    if (model_mtp(r->m, &r->kv, next, last, SEQS, &logits, &st) != ST_OK)
+        fail_msg("%s", st.msg);
+    for (int i = 0; i < SEQS; i++)
+        same("MTP of drafts", logits + (size_t)i * vocab,
+             mtp[i] +
+                 (size_t)(decode_start(i) + step + VERIFIED - i - 1 - LENGTH + MTP_ROWS) * vocab,
+             vocab);
+}
+
 static void bits_depend_on_the_sequence_alone(int level, enum checkpoint_experts experts)
 {
     static int32_t tokens[SEQS][ROWS];
@@ -284,11 +319,16 @@ static void bits_depend_on_the_sequence_alone(int level, enum checkpoint_experts
     free(chunks);
     for (int i = 0; i < SEQS; i++)
         prefill(&r, i, tokens[i], decode_start(i));
-    for (int step = 0; step < 6; step++) {
-        if (step == 2 && model_record(r.m, &r.kv, SEQS, &st) != ST_OK)
+    for (int step = 0; step < STEPS; step++) {
+        if (step == 2 && model_record(r.m, &r.kv, SEQS, VERIFIED, &st) != ST_OK)
             fail_msg("%s", st.msg);
         decode_together(&r, tokens, want, mtp, step);
     }
+    assert_int_equal(model_debug_replays(r.m), 2 * (STEPS - 2));
+    assert_true(model_recorded_bytes(r.m) > 0);
+    verify_together(&r, tokens, want, mtp, STEPS); /* 5 rows by a recording of 6 */
+    assert_int_equal(model_debug_replays(r.m), 2 * (STEPS - 1));
+    decode_together(&r, tokens, want, mtp, STEPS + 1); /* after one token of each was accepted */
     for (int i = 0; i < SEQS; i++) {
         free(want[i]);
         free(mtp[i]);
