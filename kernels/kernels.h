@@ -47,6 +47,14 @@ struct kernel_piece {
     uint64_t bytes;
 };
 
+/* How a token is drawn from a row of logits: common/model/sampler.h, plain draws. */
+struct kernel_draw {
+    int32_t row;
+    int32_t top_k;
+    uint64_t seed, position;
+    float temperature, top_p, min_p;
+};
+
 /* Memory of a device in bytes. */
 struct kernel_room {
     size_t total;   /* of the device */
@@ -386,6 +394,11 @@ struct kernel_ops {
     /* Queued: from then on marked() (any thread) gives n; 0 before. */
     void (*mark)(struct kernels *k, uint64_t n);
     uint64_t (*marked)(struct kernels *k);
+    /* The tokens that common/model/sampler.h draws from rows of logits (f32 [..][vocab], read
+     * only); -1: nothing can be drawn. At most one draw a row, rows in ascending order. Waits.
+     * Returns 0, or -1 with k->error set. */
+    int (*sample)(struct kernels *k, struct dev_ptr logits, const struct kernel_draw *draws, int n,
+                  int32_t *ids);
 };
 
 struct kernels {

@@ -201,27 +201,101 @@ int32_t batch_draw(struct engine *e, struct sequence *s, const float *logits,
                         sequence_n_output(s), logprobs);
 }
 
+/* ---- draws on the device ---- */
+
+enum { NOT_DRAWN = -2 };
+
+static bool device_draws(const struct engine *e)
+{
+    return model_samples(e->model) && e->probe.row == NULL; /* a probe looks at the logits */
+}
+
+const float **batch_logits_at(const struct engine *e, const float **logits)
+{
+    return device_draws(e) ? NULL : logits;
+}
+
+bool batch_ask(struct engine *e, const struct sequence *s, int row, uint32_t ahead)
+{
+    const struct sampling_params *p = &s->sampling;
+
+    if (!device_draws(e))
+        return false;
+    e->drawn[row] = NOT_DRAWN;
+    if (s->history != NULL || p->n_bias > 0 || p->logprobs || sequence_n_output(s) < p->min_new)
+        return false;
+    e->draws[e->n_draws++] = (struct kernel_draw){.row = row,
+                                                  .top_k = p->top_k,
+                                                  .seed = p->seed,
+                                                  .position = s->n_tokens + (uint64_t)ahead,
+                                                  .temperature = p->temperature,
+                                                  .top_p = p->top_p,
+                                                  .min_p = p->min_p};
+    return true;
+}
+
+enum status_code batch_ask_end(struct engine *e, bool need_logits, const float **logits,
+                               struct status *st)
+{
+    int n = e->n_draws;
+
+    e->n_draws = 0;
+    status_ok(st);
+    if (!device_draws(e))
+        return st->code; /* they are there */
+    *logits = NULL;
+    if (n > 0 && model_sample(e->model, e->draws, n, e->ids, st) != ST_OK)
+        return st->code;
+    for (int i = 0; i < n; i++)
+        e->drawn[e->draws[i].row] = e->ids[i];
+    return need_logits ? model_logits(e->model, logits, st) : st->code;
+}
+
+int32_t batch_take(struct engine *e, struct sequence *s, const float *logits, int row,
+                   struct sampler_logprobs *logprobs)
+{
+    if (device_draws(e) && e->drawn[row] != NOT_DRAWN)
+        return e->drawn[row];
+    return batch_draw(e, s, logits + (size_t)row * (size_t)e->vocab, logprobs);
+}
+
+/* What the step's draws need of the logits, and what the device draws of them. */
+static enum status_code ask_all(struct engine *e, const float **logits, struct status *st)
+{
+    bool need = false;
+
+    for (int i = 0; i < e->n_parts; i++) {
+        const struct part *p = &e->parts[i];
+
+        need |= p->score_row >= 0;
+        for (uint32_t j = 0; p->logit_row >= 0 && j <= p->n_drafts; j++)
+            need |= !batch_ask(e, p->seq, p->logit_row + (int)j, j);
+    }
+    return batch_ask_end(e, need, logits, st);
+}
+
 /* Draws while the drafts prove right: each row's logits hold as long as the tokens before it do.
  * False: there was nothing to draw from. */
 static bool draw_part(struct engine *e, const struct part *p, const float *logits)
 {
-    const float *row = logits + (size_t)p->logit_row * (size_t)e->vocab;
     struct sequence *s = p->seq;
     uint32_t accepted = 0;
+    int row = p->logit_row;
     bool right;
 
     do {
-        int32_t token = batch_draw(e, s, row, s->logprobs != NULL ? &s->logprobs[s->n_new] : NULL);
+        int32_t token =
+            batch_take(e, s, logits, row, s->logprobs != NULL ? &s->logprobs[s->n_new] : NULL);
 
         if (token < 0)
             return false;
         if (e->probe.row != NULL)
-            e->probe.row(e->probe.arg, s, row);
+            e->probe.row(e->probe.arg, s, logits + (size_t)row * (size_t)e->vocab);
         right = accepted < p->n_drafts && s->tokens[s->n_tokens] == token;
         accepted += right;
         sequence_append(s, token, e->opt.context_length);
         s->n_new++;
-        row += e->vocab;
+        row++;
     } while (right && s->finish == SEQ_GOES_ON);
     draft_settle(e, s, p->n_drafts, accepted);
     return true;
@@ -302,7 +376,9 @@ bool engine_step(struct engine *e)
     if (e->n_parts == 0)
         return false;
     t1 = clock_now_us();
-    if (model_forward(e->model, &e->kv, e->spans, e->n_parts, &logits, &st) != ST_OK) {
+    if (model_forward(e->model, &e->kv, e->spans, e->n_parts, batch_logits_at(e, &logits), &st) !=
+            ST_OK ||
+        ask_all(e, &logits, &st) != ST_OK) {
         fail_all(e, &st);
         return true;
     }
@@ -334,8 +410,12 @@ enum status_code batch_init(struct engine *e, struct status *st)
     e->rows = calloc((size_t)e->max_seqs, sizeof(*e->rows));
     e->drafting = calloc((size_t)e->max_seqs, sizeof(*e->drafting));
     e->shares = calloc((size_t)e->max_seqs, sizeof(*e->shares));
+    e->draws = calloc((size_t)e->max_logit_rows, sizeof(*e->draws));
+    e->ids = calloc((size_t)e->max_logit_rows, sizeof(*e->ids));
+    e->drawn = calloc((size_t)e->max_logit_rows, sizeof(*e->drawn));
     if (e->parts == NULL || e->spans == NULL || e->next_tokens == NULL || e->rows == NULL ||
-        e->drafting == NULL || e->shares == NULL)
+        e->drafting == NULL || e->shares == NULL || e->draws == NULL || e->ids == NULL ||
+        e->drawn == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a batch of %d sequences", e->max_seqs);
     return sampler_new(e->vocab, CPU_ISA_AVX512, &e->sampler, st);
 }
@@ -349,4 +429,7 @@ void batch_deinit(struct engine *e)
     free(e->rows);
     free(e->drafting);
     free(e->shares);
+    free(e->draws);
+    free(e->ids);
+    free(e->drawn);
 }

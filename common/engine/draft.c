@@ -81,13 +81,13 @@ static int choose(struct engine *e)
 
 /* Guesses share the noise of the positions that they are made for, so that a sampled token is
  * guessed as well as a greedy one. */
-static void take_guess(struct engine *e, struct sequence *s, const float *logits)
+static void take_guess(struct engine *e, struct sequence *s, const float *logits, int row)
 {
     uint32_t place = s->n_drafts;
     int32_t draft;
 
     s->n_tokens += place; /* drawn as if the guesses before it were right */
-    draft = batch_draw(e, s, logits, NULL);
+    draft = batch_take(e, s, logits, row, NULL);
     if (e->probe.guess != NULL)
         draft = e->probe.guess(e->probe.arg, s, place, draft);
     s->n_tokens -= place;
@@ -97,6 +97,21 @@ static void take_guess(struct engine *e, struct sequence *s, const float *logits
     }
     s->tokens[s->n_tokens + s->n_drafts++] = draft;
     sampler_history_push(s->history, draft);
+}
+
+/* The guesses of all that draft, from the rows of the last MTP step. */
+static enum status_code take_guesses(struct engine *e, int n, const float *logits,
+                                     struct status *st)
+{
+    bool need = false;
+
+    for (int i = 0; i < n; i++)
+        need |= !batch_ask(e, e->drafting[i], i, e->drafting[i]->n_drafts);
+    if (batch_ask_end(e, need, &logits, st) != ST_OK)
+        return st->code;
+    for (int i = 0; i < n; i++)
+        take_guess(e, e->drafting[i], logits, i);
+    return st->code;
 }
 
 /* Guesses count in the penalties of the guesses after them, and then no more. */
@@ -135,20 +150,20 @@ static int go_on(struct engine *e, int n, uint32_t made)
 
 enum status_code draft_make(struct engine *e, struct status *st)
 {
-    const float *logits;
+    const float *logits = NULL, **at = batch_logits_at(e, &logits);
     int n;
 
     if (e->opt.draft_tokens == 0 && !e->opt.keep_mtp)
         return status_ok(st);
     fill_next_tokens(e);
     n = choose(e);
-    if (model_mtp(e->model, &e->kv, e->next_tokens, e->rows, n, &logits, st) != ST_OK)
+    if (model_mtp(e->model, &e->kv, e->next_tokens, e->rows, n, at, st) != ST_OK)
         return st->code;
     for (uint32_t made = 1; n > 0; made++) {
-        for (int i = 0; i < n; i++)
-            take_guess(e, e->drafting[i], logits + (size_t)i * (size_t)e->vocab);
+        if (take_guesses(e, n, logits, st) != ST_OK)
+            return st->code;
         n = go_on(e, n, made);
-        if (n > 0 && model_mtp_next(e->model, &e->kv, e->spans, e->rows, n, &logits, st) != ST_OK)
+        if (n > 0 && model_mtp_next(e->model, &e->kv, e->spans, e->rows, n, at, st) != ST_OK)
             return st->code;
     }
     forget_guesses(e);

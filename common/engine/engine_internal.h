@@ -78,6 +78,10 @@ struct engine {
     int n_parts;
     struct sequence **drafting; /* [max_seqs] */
     struct share *shares;       /* [max_seqs] of the chunk */
+    /* Where the device draws: what it is asked, what it gave; by row of logits. [max_logit_rows] */
+    struct kernel_draw *draws;
+    int32_t *ids, *drawn;
+    int n_draws;
     struct engine_probe probe;
 
     struct engine_stats stats;
@@ -115,6 +119,25 @@ uint32_t units_next_cut(const struct engine *e, const struct sequence *s);
 
 enum status_code batch_init(struct engine *e, struct status *st);
 void batch_deinit(struct engine *e);
+
+/*
+ * Where the device draws, logits come to the host only for what it does not cover (penalties,
+ * biases, log probabilities, tokens that must not come yet). The order of a step:
+ *   forward with batch_logits_at()   NULL: the device keeps the logits
+ *   batch_ask() for each row that a token is drawn from, rows ascending
+ *   batch_ask_end()                  *logits: NULL when none is needed
+ *   batch_take()                     the token of a row
+ */
+const float **batch_logits_at(const struct engine *e, const float **logits);
+/* @return whether the device draws it. ahead: tokens beyond s's that are taken for granted */
+bool batch_ask(struct engine *e, const struct sequence *s, int row, uint32_t ahead);
+enum status_code batch_ask_end(struct engine *e, bool need_logits, const float **logits,
+                               struct status *st);
+
+/* The next token of s from a row of logits: the device's, or drawn here; -1: there is none. Tokens
+ * that were taken for granted when it was asked count in s by now. logprobs: out, or NULL. */
+int32_t batch_take(struct engine *e, struct sequence *s, const float *logits, int row,
+                   struct sampler_logprobs *logprobs);
 
 /* Draws the next token of s from a row of logits; -1: there is none. logprobs: out, or NULL. */
 int32_t batch_draw(struct engine *e, struct sequence *s, const float *logits,

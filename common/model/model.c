@@ -33,6 +33,7 @@ struct model {
     uint64_t fingerprint;
     int max_seqs, max_logit_rows;
     float *host_logits;      /* where the device's cannot be read in place; else NULL */
+    uint64_t n_rows_read;    /* of logits, that came to the host */
     int stall_rank, n_steps; /* tests; written by rank 0 before a step */
 };
 
@@ -422,18 +423,13 @@ static enum status_code run_step(const struct step *s, struct status *st)
     return status_ok(st);
 }
 
-/* Runs the step and hands out its logits. */
-static enum status_code run_for_logits(const struct step *s, const float **logits,
-                                       struct status *st)
+enum status_code model_logits(struct model *m, const float **logits, struct status *st)
 {
-    struct model *m = s->m;
     struct rank *r = &m->ranks[0];
     struct kernels *k = &r->kernels;
-    size_t bytes;
+    size_t bytes = (size_t)r->n_logits * (size_t)m->config.vocab_size * sizeof(float);
 
-    if (run_step(s, st) != ST_OK)
-        return st->code;
-    bytes = (size_t)r->n_logits * (size_t)m->config.vocab_size * sizeof(float);
+    m->n_rows_read += (uint64_t)r->n_logits;
     if (m->host_logits != NULL) {
         if (k->ops->dev_read(k, m->host_logits, r->ws.logits, bytes) != 0)
             return status_set(st, ST_INTERNAL, "device: %s", k->error);
@@ -443,6 +439,36 @@ static enum status_code run_for_logits(const struct step *s, const float **logit
     if (k->ops->sync(k) != 0)
         return status_set(st, ST_INTERNAL, "device: %s", k->error);
     *logits = k->ops->dev_host(k, r->ws.logits);
+    return status_ok(st);
+}
+
+bool model_samples(const struct model *m)
+{
+    return m->ranks[0].kernels.ops->sample != NULL;
+}
+
+enum status_code model_sample(struct model *m, const struct kernel_draw *draws, int n, int32_t *ids,
+                              struct status *st)
+{
+    struct kernels *k = &m->ranks[0].kernels;
+
+    if (k->ops->sample(k, m->ranks[0].ws.logits, draws, n, ids) != 0)
+        return status_set(st, ST_INTERNAL, "device: %s", k->error);
+    return status_ok(st);
+}
+
+/* Runs the step and hands out its logits. */
+static enum status_code run_for_logits(const struct step *s, const float **logits,
+                                       struct status *st)
+{
+    struct kernels *k = &s->m->ranks[0].kernels;
+
+    if (run_step(s, st) != ST_OK)
+        return st->code;
+    if (logits != NULL)
+        return model_logits(s->m, logits, st);
+    if (k->ops->sync(k) != 0)
+        return status_set(st, ST_INTERNAL, "device: %s", k->error);
     return status_ok(st);
 }
 
@@ -618,4 +644,9 @@ enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, s
 uint64_t model_debug_replays(const struct model *m)
 {
     return m->ranks[0].n_replays;
+}
+
+uint64_t model_debug_rows_read(const struct model *m)
+{
+    return m->n_rows_read;
 }

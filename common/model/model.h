@@ -147,7 +147,7 @@ struct model_span {
 /**
  * Runs the main model over a batch and advances the KV of its sequences.
  * @param logits  out, host f32 [rows asked for, in batch order][vocab]; borrowed until the next
- * call
+ * call. NULL, here and below: they stay where they are, for model_sample() and model_logits()
  * @return ST_OK; ST_INVALID for a token id outside the vocabulary or a bound of the options passed;
  *         ST_INTERNAL for a device fault; ST_UNAVAILABLE when the group of ranks has failed
  */
@@ -177,6 +177,18 @@ enum status_code model_mtp(struct model *m, const struct kv_memory *kv, const in
 enum status_code model_mtp_next(struct model *m, const struct kv_memory *kv,
                                 const struct model_span *spans, const int32_t *from, int n,
                                 const float **logits, struct status *st);
+
+/** Whether model_sample() is there: where logits need not come to the host. */
+bool model_samples(const struct model *m);
+
+/** The tokens that sampler.h draws from rows of the last step's logits.
+ * @param draws  [n], rows ascending, each once
+ * @param ids    out, [n]; -1: nothing can be drawn. @return ST_OK; ST_INTERNAL: a device fault */
+enum status_code model_sample(struct model *m, const struct kernel_draw *draws, int n, int32_t *ids,
+                              struct status *st);
+
+/** All logits of the last step on the host, as model_forward() would have given them. */
+enum status_code model_logits(struct model *m, const float **logits, struct status *st);
 
 /** Whether the checkpoint has an MTP block. */
 bool model_has_mtp(const struct model *m);

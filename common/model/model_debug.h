@@ -20,4 +20,7 @@ enum status_code model_debug_streams(struct model *m, bool mtp, uint16_t *out, s
 /** How many forwards and MTP blocks were replays of recordings. */
 uint64_t model_debug_replays(const struct model *m);
 
+/** How many rows of logits have come to the host. */
+uint64_t model_debug_rows_read(const struct model *m);
+
 #endif

@@ -4,32 +4,53 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/log.h"
+
 struct kv_mirror {
     struct model *model;
+    struct kv_memory kv;         /* on the device */
     uint64_t device[2], host[2]; /* addresses of the slabs */
     bool shared[2];
 };
 
-enum status_code kv_mirror_new(struct model *m, const struct kv_memory *kv, void *const host[2],
-                               const size_t bytes[2], struct kv_mirror **out, struct status *st)
+/* Lets the device reach the host's slabs. */
+static enum status_code share(struct kv_mirror *k, struct status *st)
+{
+    const struct kv_geometry *g = model_get_geometry(k->model);
+    size_t bytes[2] = {[HANDOFF_SLAB_PAGES] = k->kv.n_pages * g->page_bytes,
+                       [HANDOFF_SLAB_SLOTS] = k->kv.n_slots * g->slot_bytes};
+
+    for (int i = 0; i < 2; i++) {
+        if (model_memory_share(k->model, (void *)(uintptr_t)k->host[i], bytes[i], st) != ST_OK)
+            return status_wrap(st, "host memory beside the GPU's KV");
+        k->shared[i] = true;
+    }
+    log_info("KV travels through host memory: %.1f MiB of it mirror the GPU's",
+             (double)(bytes[0] + bytes[1]) / (1 << 20));
+    return status_ok(st);
+}
+
+enum status_code kv_mirror_new(struct model *m, const struct kv_memory *host,
+                               struct kv_memory *device, struct kv_mirror **out, struct status *st)
 {
     struct kv_mirror *k = calloc(1, sizeof(*k));
 
     if (k == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a mirror of the KV");
     k->model = m;
-    k->device[HANDOFF_SLAB_PAGES] = kv->pages.addr;
-    k->device[HANDOFF_SLAB_SLOTS] = kv->slots.addr;
-    for (int i = 0; i < 2; i++) {
-        k->host[i] = (uint64_t)(uintptr_t)host[i];
-        if (model_memory_share(m, host[i], bytes[i], st) != ST_OK) {
-            kv_mirror_free(k);
-            return status_wrap(st, "host memory beside the GPU's KV");
-        }
-        k->shared[i] = true;
+    k->host[HANDOFF_SLAB_PAGES] = host->pages.addr;
+    k->host[HANDOFF_SLAB_SLOTS] = host->slots.addr;
+    if (model_kv_alloc(m, host->n_pages, host->n_slots, &k->kv, st) != ST_OK) {
+        status_wrap(st, "lower --max-total-tokens or --max-running-requests");
+    } else if (share(k, st) == ST_OK) {
+        k->device[HANDOFF_SLAB_PAGES] = k->kv.pages.addr;
+        k->device[HANDOFF_SLAB_SLOTS] = k->kv.slots.addr;
+        *device = k->kv;
+        *out = k;
+        return st->code;
     }
-    *out = k;
-    return status_ok(st);
+    kv_mirror_free(k);
+    return st->code;
 }
 
 void kv_mirror_free(struct kv_mirror *k)
@@ -39,6 +60,8 @@ void kv_mirror_free(struct kv_mirror *k)
     for (int i = 0; i < 2; i++)
         if (k->shared[i])
             model_memory_unshare(k->model, (void *)(uintptr_t)k->host[i]);
+    if (k->kv.n_pages > 0)
+        model_kv_free(k->model, &k->kv);
     free(k);
 }
 

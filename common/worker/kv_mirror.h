@@ -5,6 +5,7 @@
  *   device pages, slots  ──out──▶  host slabs ──transfer──▶ host slabs  ──in──▶  device pages,
  * slots └ CRC32C, on the device                            CRC32C, on the device ┘
  *
+ * Owns      the KV on the device.
  * Promises  the checksum is that of the device's bytes at either end: what the bus or the host
  *           garbles is found like what the network garbles.
  * Limits    takes as much host memory as the KV has on the device; the engine waits for a copy
@@ -20,11 +21,15 @@
 struct kv_mirror;
 
 /**
- * @param host  the slabs, [HANDOFF_SLAB_PAGES, HANDOFF_SLAB_SLOTS], of `bytes` each; outlive it
- * @return ST_OK; ST_EXHAUSTED
+ * Takes the device's KV and makes host memory its mirror.
+ * @param host    as many pages and slots as the device shall have, in host memory; outlives it
+ * @param device  out: the KV that the model computes with; the mirror's, until kv_mirror_free()
+ * @return ST_OK; ST_EXHAUSTED, with nothing taken
  */
-enum status_code kv_mirror_new(struct model *m, const struct kv_memory *kv, void *const host[2],
-                               const size_t bytes[2], struct kv_mirror **out, struct status *st);
+enum status_code kv_mirror_new(struct model *m, const struct kv_memory *host,
+                               struct kv_memory *device, struct kv_mirror **out, struct status *st);
+
+/** Before the host memory goes, and before model_free(). NULL is fine. */
 void kv_mirror_free(struct kv_mirror *k);
 
 /** Device to host: the list's local bytes. @param crc  out, [l->n_groups]

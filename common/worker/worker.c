@@ -332,20 +332,13 @@ static enum status_code open_model(struct worker *w, struct status *st)
     return model_open(&m, &w->model, st);
 }
 
-/* The KV of a GPU, and the host's memory, so far taken for it, as its mirror. */
+/* The KV of a GPU; the host's memory, so far taken for it, becomes its mirror. */
 static enum status_code open_device_kv(struct worker *w, struct status *st)
 {
-    void *host[2] = {[HANDOFF_SLAB_PAGES] = (void *)(uintptr_t)w->kv.pages.addr,
-                     [HANDOFF_SLAB_SLOTS] = (void *)(uintptr_t)w->kv.slots.addr};
-    size_t bytes[2] = {[HANDOFF_SLAB_PAGES] = w->kv.n_pages * w->geometry->page_bytes,
-                       [HANDOFF_SLAB_SLOTS] = w->kv.n_slots * w->geometry->slot_bytes};
+    struct kv_memory host = w->kv;
 
-    if (model_kv_alloc(w->model, w->kv.n_pages, w->kv.n_slots, &w->kv, st) != ST_OK)
-        return status_wrap(st, "lower --max-total-tokens or --max-running-requests");
-    if (kv_mirror_new(w->model, &w->kv, host, bytes, &w->mirror, st) != ST_OK)
+    if (kv_mirror_new(w->model, &host, &w->kv, &w->mirror, st) != ST_OK)
         return st->code;
-    log_info("KV travels through host memory: %.1f MiB of it mirror the GPU's",
-             (double)(bytes[0] + bytes[1]) / (1 << 20));
     return model_record(w->model, &w->kv, (int)w->opt.cuda_graph_max_bs,
                         1 + w->engine_options.draft_tokens, st);
 }
@@ -577,8 +570,6 @@ void worker_close(struct worker *w)
     publisher_stop(w->publisher);
     step_trace_close(w->trace);
     kv_mirror_free(w->mirror); /* before the slabs it mirrors to */
-    if (w->mirror != NULL)
-        model_kv_free(w->model, &w->kv);
     if (w->transfer != NULL)
         transfer_stop(w->transfer);
     model_free(w->model);

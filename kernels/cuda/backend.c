@@ -9,6 +9,7 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/panel.h"
 #include "kernels/cuda/pieces.h"
+#include "kernels/cuda/sampler.h"
 #include "kernels/cuda/self_test.h"
 
 enum {
@@ -19,6 +20,7 @@ enum {
     LAYERS_MAX = 512,
     MOVE_PIECES = 8192,         /* of a round of dev_move() */
     MOVE_SPREAD = 16,           /* blocks of a piece */
+    SAMPLE_ROWS = 512,          /* of a round of draws */
     EXTRA_WORK_BYTES = 64 << 20 /* see cuda_ops_work_bytes() */
 };
 
@@ -45,6 +47,9 @@ struct backend {
     struct kernel_piece *writes; /* pinned, [WRITES_MAX] */
     int n_writes, n_sent;        /* made so far and already launched, since the last sync() */
     uint8_t *moves;              /* pinned: lists of dev_move() */
+    struct sample_row *draws;    /* pinned, [SAMPLE_ROWS] */
+    int32_t *drawn;              /* pinned, [SAMPLE_ROWS] */
+    uint64_t sampling;           /* the same on the device, one behind the other */
     struct experts layers[LAYERS_MAX];
     int n_layers;
 };
@@ -610,6 +615,64 @@ static uint64_t device_marked(struct kernels *k)
     return *backend_of(k)->gpu->number;
 }
 
+/* ---- draws ---- */
+
+/* Rows [row, row + n) of the logits; those without a draw get one that costs least. */
+static void sample_rows(struct kernels *k, struct dev_ptr logits, const struct kernel_draw *draws,
+                        int n_draws, int row, int n)
+{
+    struct backend *b = backend_of(k);
+    size_t rows_bytes = (size_t)n * sizeof(struct sample_row);
+    uint64_t ids = b->sampling + SAMPLE_ROWS * sizeof(struct sample_row);
+    struct sample_args a = {
+        .ids = (int32_t *)(uintptr_t)ids,
+        .logits = (float *)(uintptr_t)logits.addr + (size_t)row * (size_t)k->dims.vocab,
+        .rows = (const struct sample_row *)(uintptr_t)b->sampling,
+        .work = b->ops.work,
+        .vocab = k->dims.vocab,
+    };
+
+    for (int t = 0; t < n; t++)
+        b->draws[t] = (struct sample_row){.top_p = 1, .n_top = -1};
+    for (int i = 0; i < n_draws; i++) {
+        const struct kernel_draw *d = &draws[i];
+
+        b->draws[d->row - row] = (struct sample_row){.seed = d->seed,
+                                                     .position = d->position,
+                                                     .temperature = d->temperature,
+                                                     .top_p = d->top_p,
+                                                     .min_p = d->min_p,
+                                                     .top_k = d->top_k,
+                                                     .n_top = -1};
+    }
+    b->gpu->ops->to_device(b->gpu, b->sampling, b->draws, rows_bytes);
+    cuda_sample(b->gpu->stream, a, n);
+    b->gpu->ops->to_host(b->gpu, b->drawn, ids, (size_t)n * sizeof(int32_t));
+}
+
+static int sample(struct kernels *k, struct dev_ptr logits, const struct kernel_draw *draws, int n,
+                  int32_t *ids)
+{
+    struct backend *b = backend_of(k);
+    size_t fit = b->ops.work_bytes / cuda_sample_bytes(k->dims.vocab, 1);
+    int most = fit < SAMPLE_ROWS ? (int)fit : SAMPLE_ROWS;
+
+    for (int i = 0, end; i < n; i = end) {
+        int first = draws[i].row;
+
+        end = i;
+        while (end < n && draws[end].row - first < most)
+            end++;
+        cuda_ops_of(k);
+        sample_rows(k, logits, draws + i, end - i, first, draws[end - 1].row - first + 1);
+        if (dev_sync(k) != 0)
+            return -1;
+        for (int j = i; j < end; j++)
+            ids[j] = b->drawn[draws[j].row - first];
+    }
+    return 0;
+}
+
 /* ---- opening ---- */
 
 static void backend_close(struct kernels *k)
@@ -623,11 +686,13 @@ static void backend_close(struct kernels *k)
     g->ops->give_pinned(g, b->ring);
     g->ops->give_pinned(g, b->writes);
     g->ops->give_pinned(g, b->moves);
+    g->ops->give_pinned(g, b->draws);
+    g->ops->give_pinned(g, b->drawn);
     g->ops->close(g); /* with all memory */
     free(b);
 }
 
-static void fill(struct backend *b)
+static void fill(struct backend *b, const struct kernel_dims *dims)
 {
     b->table = (struct kernel_ops){
         .name = b->name,
@@ -655,6 +720,7 @@ static void fill(struct backend *b)
         .dev_columns = device_columns,
         .mark = device_mark,
         .marked = device_marked,
+        .sample = dims->vocab <= SAMPLE_VOCAB_MAX ? sample : NULL,
     };
     cuda_ops_fill(&b->table);
 }
@@ -674,7 +740,11 @@ static const char *take_all(struct backend *b, const struct kernel_dims *dims)
     b->writes = g->ops->take_pinned(g, WRITES_MAX * sizeof(*b->writes));
     b->moves = g->ops->take_pinned(
         g, MOVE_PIECES * (2 * sizeof(struct kernel_piece) + 2 * sizeof(uint32_t)) + 64);
-    if (b->ring == NULL || b->writes == NULL || b->moves == NULL)
+    b->draws = g->ops->take_pinned(g, SAMPLE_ROWS * sizeof(*b->draws));
+    b->drawn = g->ops->take_pinned(g, SAMPLE_ROWS * sizeof(*b->drawn));
+    b->sampling = g->ops->take(g, SAMPLE_ROWS * (sizeof(*b->draws) + sizeof(*b->drawn)));
+    if (b->ring == NULL || b->writes == NULL || b->moves == NULL || b->draws == NULL ||
+        b->drawn == NULL || b->sampling == 0)
         return "small writes";
     b->ops.work_bytes = cuda_ops_work_bytes(dims) + EXTRA_WORK_BYTES;
     b->ops.work = (void *)(uintptr_t)g->ops->take(g, b->ops.work_bytes);
@@ -716,7 +786,7 @@ int cuda_backend_open(struct kernels *k, struct gpu *gpu, const struct kernel_di
     if (sscanf(gpu->name, "%*[^,], sm_%d", &sm) != 1)
         sm = 0;
     snprintf(b->name, sizeof(b->name), "cuda-sm%d%s", sm, b->ops.native_e4m3 ? "-e4m3" : "");
-    fill(b);
+    fill(b, dims);
     k->ops = &b->table;
     return 0;
 }

@@ -38,14 +38,13 @@ static void side_open(struct side *s, uint32_t first_page, uint32_t slot)
                                 .max_batch_seqs = 1,
                                 .max_context = CONTEXT,
                                 .max_logit_rows = 1};
+    struct kv_memory host = {.n_pages = PAGES, .n_slots = SLOTS};
     struct status st;
 
     *s = (struct side){.pages = {first_page, first_page - 1}, .slot = slot};
-    if (model_open(&opt, &s->m, &st) != ST_OK ||
-        model_kv_alloc(s->m, PAGES, SLOTS, &s->kv, &st) != ST_OK)
+    if (model_open(&opt, &s->m, &st) != ST_OK)
         fail_msg("%s", st.msg);
     assert_false(model_kv_is_host(s->m));
-    assert_null(model_host_address(s->m, s->kv.pages));
     s->bytes[HANDOFF_SLAB_PAGES] = PAGES * model_get_geometry(s->m)->page_bytes;
     s->bytes[HANDOFF_SLAB_SLOTS] = SLOTS * model_get_geometry(s->m)->slot_bytes;
     for (int i = 0; i < 2; i++) {
@@ -53,8 +52,11 @@ static void side_open(struct side *s, uint32_t first_page, uint32_t slot)
             mmap(NULL, s->bytes[i], PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         assert_true(s->host[i] != MAP_FAILED);
     }
-    if (kv_mirror_new(s->m, &s->kv, s->host, s->bytes, &s->mirror, &st) != ST_OK)
+    host.pages.addr = (uint64_t)(uintptr_t)s->host[HANDOFF_SLAB_PAGES];
+    host.slots.addr = (uint64_t)(uintptr_t)s->host[HANDOFF_SLAB_SLOTS];
+    if (kv_mirror_new(s->m, &host, &s->kv, &s->mirror, &st) != ST_OK)
         fail_msg("%s", st.msg);
+    assert_null(model_host_address(s->m, s->kv.pages));
 }
 
 static void side_close(struct side *s)
@@ -62,7 +64,6 @@ static void side_close(struct side *s)
     kv_mirror_free(s->mirror);
     for (int i = 0; i < 2; i++)
         munmap(s->host[i], s->bytes[i]);
-    model_kv_free(s->m, &s->kv);
     model_free(s->m);
 }
 

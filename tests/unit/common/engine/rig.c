@@ -192,7 +192,8 @@ void rig_open(struct rig *r, const struct rig_options *o)
 {
     struct model_options m = {
         .path = o->checkpoint,
-        .device = "cpu",
+        .device = o->open_kernels != NULL ? "cuda:0" : "cpu",
+        .open_kernels = o->open_kernels,
         .cpu_isa = o->isa,
         .n_threads = o->threads,
         .max_batch_tokens = CHUNK_MAX + 2 * SEQS_MAX * KV_DRAFT_SLACK,

@@ -52,6 +52,9 @@ struct rig_options {
     int threads;
     uint32_t n_pages, n_slots;
     struct engine_options engine;
+    /* As in model_options; NULL: the CPU. */
+    int (*open_kernels)(struct kernels *k, int ordinal, const struct kernel_dims *dims,
+                        const struct kernel_env *env);
 };
 
 /* Whether this processor has the level "ref", "avx2", "avx512" or "amx"; says so when not. */
