@@ -31,8 +31,8 @@ static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct sta
             *out = (enum cpu_isa)i;
             return status_ok(st);
         }
-    return status_set(st, ST_INVALID, "instruction set '%s' is not one of auto, ref, avx2, avx512, amx",
-                      name);
+    return status_set(st, ST_INVALID,
+                      "instruction set '%s' is not one of auto, ref, avx2, avx512, amx", name);
 }
 
 /* A rank whose heads are cut is a model of fewer heads to its kernels. */
