@@ -669,7 +669,7 @@ static void serve(void)
 
         while ((m = mailbox_pop(mailbox)) != NULL)
             handle((struct mock_msg *)m);
-        fflush(stdout); /* who has an answer finds in the log what was asked */
+        fflush(stdout);       /* who has an answer finds in the log what was asked */
         now = clock_now_us(); /* after that: what has just come is due */
         next = now + 1000000;
         for (struct request *r = requests; r < requests + REQUESTS_MAX; r++) {
