@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/transfer/part.h"
 #include "common/worker/handoff.h"
 
 /* What a completion needs to find its way home. */
@@ -39,29 +40,15 @@ static void on_done(void *arg, const struct transfer_result *r)
     free(put);
 }
 
-/* Where in a list the next part begins. */
-struct place {
-    size_t piece;
-    uint32_t group;
-};
-
-/* Posts the groups of l from *at on, up to one with which they have at_least bytes. (A page that
- * has no bytes yet is a group all the same.)
+/* Posts the next part of l, from *at on.
  * @param crc  of the device's bytes, [l->n_groups]; NULL: the transfer's count */
 static enum status_code post_part(struct handoff *h, struct handoff_list *l, const uint32_t *crc,
-                                  struct place *at, uint64_t at_least, struct mailbox *engine,
-                                  struct status *st)
+                                  struct transfer_place *at, uint64_t at_least,
+                                  struct mailbox *engine, struct status *st)
 {
-    struct place end = *at;
-    uint64_t bytes = 0;
-    struct put *put;
+    struct transfer_place end = transfer_part(l->pieces, l->n_pieces, l->n_groups, *at, at_least);
+    struct put *put = malloc(sizeof(*put) + (end.group - at->group) * sizeof(*put->crc));
 
-    for (; end.group < l->n_groups && bytes < at_least; end.group++)
-        for (; end.piece < l->n_pieces && l->pieces[end.piece].group == end.group; end.piece++)
-            bytes += l->pieces[end.piece].bytes;
-    for (size_t i = at->piece; i < end.piece; i++)
-        l->pieces[i].group -= at->group;
-    put = malloc(sizeof(*put) + (end.group - at->group) * sizeof(*put->crc));
     if (put == NULL)
         return status_set(st, ST_EXHAUSTED, "no memory for a transfer");
     *put = (struct put){engine, h, h->n_groups_sent - h->n_present, 0};
@@ -87,7 +74,7 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
     struct handoff_units units = {h->seq.pages, h->remote_pages, h->seq.slot, h->remote_slot};
     uint32_t end = last ? h->n_pages + handoff_slot_groups(g, h->n_prompt) : end_page;
     struct handoff_list list = {0};
-    struct place at = {0};
+    struct transfer_place at = {0};
     uint32_t *crc = NULL;
 
     status_ok(st);
@@ -107,7 +94,7 @@ enum status_code kv_sender_post(struct handoff *h, const struct kv_geometry *g, 
             goto done;
     }
     while (at.group < list.n_groups && st->code == ST_OK)
-        post_part(h, &list, crc, &at, last ? HANDOFF_PART_BYTES : UINT64_MAX, engine, st);
+        post_part(h, &list, crc, &at, last ? TRANSFER_PART_BYTES : UINT64_MAX, engine, st);
     if (last && st->code == ST_OK) {
         h->last_bytes = list.bytes;
         transfer_hurry(h->peer->transfer, h->id); /* the first token waits for these */

@@ -35,12 +35,6 @@ struct handoff_list {
 
 enum { HANDOFF_SLOT_GROUPS_MAX = 64 };
 
-/* What comes last, the first token waits for. It goes in parts of whole groups with at least so
- * many bytes, so that the peer compares each while the next is on its way: a page of V4-Flash (970
- * KB) is a part, and what is left to compare after the last byte takes some 0.15 ms. A message for
- * each part costs less than that. */
-enum { HANDOFF_PART_BYTES = 1 << 19 };
-
 /** Groups of the state slot of a sequence of n_tokens, 1..HANDOFF_SLOT_GROUPS_MAX; they follow
  * those of its kv_pages_for(n_tokens) pages. */
 uint32_t handoff_slot_groups(const struct kv_geometry *g, uint64_t n_tokens);

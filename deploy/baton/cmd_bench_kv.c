@@ -18,7 +18,7 @@
 #include "common/base/clock.h"
 #include "common/base/flags.h"
 #include "common/base/log.h"
-#include "common/worker/handoff.h"
+#include "common/transfer/part.h"
 #include "deploy/baton/bench_kv.h"
 
 enum { ROUNDS_MAX = 100, SIZES_MAX = 8 };
@@ -218,26 +218,19 @@ static void on_part(void *arg, const struct transfer_result *r)
     sem_post(&p->b->done);
 }
 
-/* Cuts the set at group boundaries. @return how many parts */
+/* @return how many parts */
 static uint32_t cut(struct bench *b, const struct kv_set *set, struct part *parts)
 {
-    uint32_t n = 0, first = 0;
+    struct transfer_place at = {0}, end;
+    uint32_t n = 0;
 
-    for (size_t at = 0; at < set->n_pieces; n++) {
-        struct kv_set *s = &parts[n].set;
-
-        *s = (struct kv_set){.pieces = set->pieces + at};
-        parts[n].b = b;
-        parts[n].crc = b->crc + first;
-        for (; at < set->n_pieces &&
-               (s->bytes < HANDOFF_PART_BYTES || set->pieces[at].group == first + s->n_groups - 1);
-             at++, s->n_pieces++) {
-            s->bytes += set->pieces[at].bytes;
-            s->n_groups = set->pieces[at].group - first + 1;
-        }
-        for (size_t i = 0; i < s->n_pieces; i++)
-            s->pieces[i].group -= first;
-        first += s->n_groups;
+    for (; at.group < set->n_groups; at = end) {
+        end = transfer_part(set->pieces, set->n_pieces, set->n_groups, at, TRANSFER_PART_BYTES);
+        parts[n++] = (struct part){b,
+                                   {.pieces = set->pieces + at.piece,
+                                    .n_pieces = end.piece - at.piece,
+                                    .n_groups = end.group - at.group},
+                                   b->crc + at.group};
     }
     return n;
 }
