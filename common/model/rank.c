@@ -24,13 +24,8 @@ static int node_of(void *rank, int part)
 static enum status_code pick_isa(const char *name, enum cpu_isa *out, struct status *st)
 {
     *out = kernels_cpu_best();
-    if (name == NULL || strcmp(name, "auto") == 0)
+    if (name == NULL || strcmp(name, "auto") == 0 || kernels_cpu_named(name, out))
         return status_ok(st);
-    for (int i = CPU_ISA_REF; i <= CPU_ISA_AMX; i++)
-        if (strcmp(name, kernels_cpu_names[i]) == 0) {
-            *out = (enum cpu_isa)i;
-            return status_ok(st);
-        }
     return status_set(st, ST_INVALID,
                       "instruction set '%s' is not one of auto, ref, avx2, avx512, amx", name);
 }
@@ -226,6 +221,14 @@ static void write_ints(struct rank *r, struct dev_ptr dst, int n)
     r->kernels.ops->dev_write(&r->kernels, dst, r->staging, (size_t)n * sizeof(int32_t));
 }
 
+/* The same of the first n ints, and zeros after them up to n_all: rows that fill up a recording. */
+static void write_filled(struct rank *r, struct dev_ptr dst, int n, int n_all)
+{
+    for (int i = n; i < n_all; i++)
+        r->staging[i] = 0;
+    write_ints(r, dst, n_all);
+}
+
 /* One int per row: its sequence, its position, its token. */
 static void upload_rows(struct rank *r, const struct model_span *spans, int n, int what,
                         struct dev_ptr dst)
@@ -275,9 +278,7 @@ static int upload_logit_rows(struct rank *r, const struct model_span *spans, int
             r->staging[count++] = row + i;
         row += spans[s].n_tokens;
     }
-    for (int i = count; i < n_least; i++)
-        r->staging[i] = 0;
-    write_ints(r, r->ws.logit_rows, count < n_least ? n_least : count);
+    write_filled(r, r->ws.logit_rows, count, count < n_least ? n_least : count);
     return count;
 }
 
@@ -395,9 +396,7 @@ static void run_mtp(struct rank *r, const struct kv_memory *kv, int n_logits)
     bool recorded = r->recording != NULL && n_logits <= r->recording->n_mtp_logits;
     int n = recorded ? r->recording->n_mtp_logits : n_logits;
 
-    for (int i = n_logits; i < n; i++)
-        r->staging[i] = 0;
-    write_ints(r, r->ws.logit_rows, n);
+    write_filled(r, r->ws.logit_rows, n_logits, n);
     r->n_logits = n_logits;
     if (recorded)
         replay(r, r->recording->mtp);
@@ -410,9 +409,7 @@ void rank_mtp(struct rank *r, const struct kv_memory *kv, const int32_t *next_to
               const int32_t *rows, int n)
 {
     memcpy(r->staging, next_tokens, (size_t)r->n_rows * sizeof(*next_tokens));
-    for (int i = r->n_rows; i < r->last.n_rows; i++)
-        r->staging[i] = 0;
-    write_ints(r, r->ws.next_tokens, r->last.n_rows);
+    write_filled(r, r->ws.next_tokens, r->n_rows, r->last.n_rows);
     if (n > 0)
         memcpy(r->staging, rows, (size_t)n * sizeof(*rows));
     run_mtp(r, kv, n);
@@ -430,9 +427,7 @@ void rank_mtp_next(struct rank *r, const struct kv_memory *kv, const struct mode
     upload(r, kv, spans, n);
     for (int s = 0; s < n; s++)
         r->staging[s] = spans[s].tokens[0];
-    for (int i = n; i < r->last.n_rows; i++)
-        r->staging[i] = 0;
-    write_ints(r, r->ws.next_tokens, r->last.n_rows);
+    write_filled(r, r->ws.next_tokens, n, r->last.n_rows);
     for (int i = 0; i < n; i++)
         r->staging[i] = i;
     run_mtp(r, kv, n);
