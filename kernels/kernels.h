@@ -415,6 +415,8 @@ enum cpu_isa { CPU_ISA_REF, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX };
 
 /** "ref", "avx2", "avx512", "amx": what --cpu-isa calls them. */
 extern const char *const kernels_cpu_names[];
+/** @return false: no level has that name; *out is left alone */
+bool kernels_cpu_named(const char *name, enum cpu_isa *out);
 
 /* The best level this processor runs. */
 enum cpu_isa kernels_cpu_best(void);

@@ -147,9 +147,7 @@ static int run_threads(struct run *run, enum cpu_isa isa, int threads)
 static bool parse_isa(const char *name, enum cpu_isa *out)
 {
     *out = kernels_cpu_best();
-    for (int i = CPU_ISA_AVX2; i <= CPU_ISA_AMX; i++)
-        if (strcmp(name, kernels_cpu_names[i]) == 0)
-            *out = (enum cpu_isa)i;
+    (void)kernels_cpu_named(name, out); /* or "auto": the best */
     if (*out == CPU_ISA_REF || *out > kernels_cpu_best()) {
         fprintf(stderr, "baton bench-kernels: this processor does not run %s\n",
                 *out == CPU_ISA_REF ? "any fast level" : name);

@@ -157,6 +157,16 @@ static const struct cpu_level levels[] = {
 
 const char *const kernels_cpu_names[] = {"ref", "avx2", "avx512", "amx"};
 
+bool kernels_cpu_named(const char *name, enum cpu_isa *out)
+{
+    for (int i = CPU_ISA_REF; i <= CPU_ISA_AMX; i++)
+        if (strcmp(name, kernels_cpu_names[i]) == 0) {
+            *out = (enum cpu_isa)i;
+            return true;
+        }
+    return false;
+}
+
 static const struct cpu_pairs *pairs_of(const struct cpu *c, const struct cpu_level *level)
 {
     return c->panels->by_fma ? &level->pairs_fma : &level->pairs;
@@ -312,7 +322,6 @@ static void fill(struct cpu *c, const struct cpu_level *level)
 int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_dims *dims,
                      const struct kernel_env *env)
 {
-    const char *const *names = kernels_cpu_names;
     struct cpu *c;
 
     k->dims = *dims;
@@ -320,7 +329,7 @@ int kernels_open_cpu(struct kernels *k, enum cpu_isa isa, const struct kernel_di
     k->error[0] = '\0';
     if (isa > kernels_cpu_best()) {
         snprintf(k->error, sizeof(k->error), "this processor does not run %s: its best level is %s",
-                 names[isa], names[kernels_cpu_best()]);
+                 kernels_cpu_names[isa], kernels_cpu_names[kernels_cpu_best()]);
         return -1;
     }
     if (isa == CPU_ISA_REF)

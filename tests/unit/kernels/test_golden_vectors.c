@@ -150,10 +150,10 @@ static struct kernel_dims tiny_dims(void)
 
 static enum cpu_isa isa_of_level(void)
 {
-    for (int i = CPU_ISA_AVX2; i <= CPU_ISA_AMX; i++)
-        if (strcmp(level, kernels_cpu_names[i]) == 0)
-            return (enum cpu_isa)i;
-    return CPU_ISA_REF;
+    enum cpu_isa isa = CPU_ISA_REF; /* of "cuda", too: it opens none */
+
+    (void)kernels_cpu_named(level, &isa);
+    return isa;
 }
 
 static void open_backend(struct kernels *k, const struct kernel_dims *dims)

@@ -125,12 +125,12 @@ static void on_failed(void *arg, struct sequence *s, const struct status *error)
 
 bool rig_level_runs(const char *level)
 {
-    for (int i = 0; i <= CPU_ISA_AMX; i++)
-        if (strcmp(level, kernels_cpu_names[i]) == 0 && i > (int)kernels_cpu_best()) {
-            print_message("skipped: this processor has no %s\n", level);
-            return false;
-        }
-    return true;
+    enum cpu_isa isa;
+
+    if (!kernels_cpu_named(level, &isa) || isa <= kernels_cpu_best())
+        return true;
+    print_message("skipped: this processor has no %s\n", level);
+    return false;
 }
 
 const char *rig_make_checkpoint(const char *preset)
