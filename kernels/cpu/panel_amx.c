@@ -25,6 +25,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/panel_decode_avx512.h"
 
+#include <stdlib.h>
+
 enum {
     STEP = 32, /* columns of a tile */
     STEP_PAIRS = STEP / 2,
@@ -40,8 +42,7 @@ enum {
  * unless x is as small or large as no activation is. */
 enum { SCALE_REACH = 63 };
 
-/* ---- FP4 times one or two x rows
- * ----------------------------------------------------------------------- */
+/* ---- one or two x rows ----------------------------------------------------------------------- */
 
 /* Sums of even and of odd columns: 16 rows of W by FEW x rows. */
 struct sums {
@@ -270,14 +271,22 @@ static void decode_fp4(struct tile_chunk *c, const struct panel *p, int k, int n
     }
 }
 
-/* The exponent of a power of two that may be folded. */
-INLINE bool power_of_two(float scale, int *exponent)
+/* Of a power of two; a sign puts it far away. */
+INLINE int exponent_of(float scale)
 {
     uint32_t bits;
 
     memcpy(&bits, &scale, 4);
-    *exponent = (int)(bits >> 23) - 127; /* a sign puts it far away */
-    return (bits & 0x7FFFFF) == 0 && *exponent >= -SCALE_REACH && *exponent <= SCALE_REACH;
+    return (int)(bits >> 23) - 127;
+}
+
+/* Whether a scale may be folded: it is a power of two, and not far from 1. */
+INLINE bool is_near_power(float scale)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &scale, 4);
+    return (bits & 0x7FFFFF) == 0 && abs(exponent_of(scale)) <= SCALE_REACH;
 }
 
 /* The tables with their values times 2^exponent; zeros and NaN stay. */
@@ -314,18 +323,15 @@ static void decode_fp8(struct tile_chunk *c, const struct panel *p, int k, int n
     const uint8_t *at = p->data + (size_t)k * PANEL_ROWS;
     uint8_t *w = (uint8_t *)scratch->w;
     struct fp8_tables t = fp8_tables_load();
-    int exponent;
 
     c->n_steps = (n + STEP - 1) / STEP;
     for (int i = 0; i < n; i += 128)
-        fold = fold && power_of_two(p->scale[(k + i) / 128], &exponent);
+        fold = fold && is_near_power(p->scale[(k + i) / 128]);
     c->folded = fold;
     clear_last_step(w, n);
     for (int i = 0; i < n; i += 4, at += 256) {
-        if (fold && i % 128 == 0) {
-            power_of_two(p->scale[(k + i) / 128], &exponent);
-            t = fp8_tables_scaled(exponent);
-        }
+        if (fold && i % 128 == 0)
+            t = fp8_tables_scaled(exponent_of(p->scale[(k + i) / 128]));
         ask_ahead(at, 4, true);
         UNROLL for (int b = 0; b < BLOCKS; b++)
         {
@@ -416,16 +422,30 @@ INLINE void written(void)
     __asm__ volatile("" : : : "memory");
 }
 
+/* Tiles 0 and 1 are 16 columns each from a on, 2 and 3 from b on, of rows of 64 sums. */
+INLINE void sums_load(const float *a, const float *b)
+{
+    written();
+    _tile_loadd(0, a, ROW_BYTES);
+    _tile_loadd(1, a + 16, ROW_BYTES);
+    _tile_loadd(2, b, ROW_BYTES);
+    _tile_loadd(3, b + 16, ROW_BYTES);
+}
+
+INLINE void sums_store(float *a, float *b)
+{
+    _tile_stored(0, a, ROW_BYTES);
+    _tile_stored(1, a + 16, ROW_BYTES);
+    _tile_stored(2, b, ROW_BYTES);
+    _tile_stored(3, b + 16, ROW_BYTES);
+}
+
 /* sums [rows of a tile][64] += x times the chunk. */
 INLINE void multiply_one_by_four(float *sums, const struct tile_chunk *c, struct tile_rows x)
 {
     const uint8_t *w = c->w;
 
-    written();
-    _tile_loadd(0, sums, ROW_BYTES);
-    _tile_loadd(1, sums + 16, ROW_BYTES);
-    _tile_loadd(2, sums + 32, ROW_BYTES);
-    _tile_loadd(3, sums + 48, ROW_BYTES);
+    sums_load(sums, sums + 32);
     for (int s = 0; s < c->n_steps; s++, w += STEP_BYTES) {
         _tile_loadd(4, x.first + s * STEP * 2, x.stride);
         _tile_loadd(5, w, c->pair_bytes);
@@ -437,10 +457,7 @@ INLINE void multiply_one_by_four(float *sums, const struct tile_chunk *c, struct
         _tile_loadd(5, w + 3 * c->block_bytes, c->pair_bytes);
         _tile_dpbf16ps(3, 4, 5);
     }
-    _tile_stored(0, sums, ROW_BYTES);
-    _tile_stored(1, sums + 16, ROW_BYTES);
-    _tile_stored(2, sums + 32, ROW_BYTES);
-    _tile_stored(3, sums + 48, ROW_BYTES);
+    sums_store(sums, sums + 32);
 }
 
 /* Two tiles of x rows, by two blocks of W and then by the other two. */
@@ -449,14 +466,10 @@ INLINE void multiply_two_by_two(float *sums, const struct tile_chunk *c, struct 
 {
     float *below = sums + ROWS * PANEL_ROWS;
 
-    written();
     for (int half = 0; half < 2; half++, sums += 32, below += 32) {
         const uint8_t *w = c->w + (size_t)half * 2 * c->block_bytes;
 
-        _tile_loadd(0, sums, ROW_BYTES);
-        _tile_loadd(1, sums + 16, ROW_BYTES);
-        _tile_loadd(2, below, ROW_BYTES);
-        _tile_loadd(3, below + 16, ROW_BYTES);
+        sums_load(sums, below);
         for (int s = 0; s < c->n_steps; s++, w += STEP_BYTES) {
             _tile_loadd(4, x0.first + s * STEP * 2, x0.stride);
             _tile_loadd(6, w, c->pair_bytes);
@@ -467,14 +480,11 @@ INLINE void multiply_two_by_two(float *sums, const struct tile_chunk *c, struct 
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        _tile_stored(0, sums, ROW_BYTES);
-        _tile_stored(1, sums + 16, ROW_BYTES);
-        _tile_stored(2, below, ROW_BYTES);
-        _tile_stored(3, below + 16, ROW_BYTES);
+        sums_store(sums, below);
     }
 }
 
-/* 16 columns of the tree, by FMAs. */
+/* e + o of a step, for 16 rows of W. */
 INLINE __m512 fma_step(const struct tile_chunk *c, int s, int b, const uint16_t *x)
 {
     const uint8_t *w = c->w + (size_t)s * STEP_BYTES + (size_t)b * c->block_bytes;
@@ -618,15 +628,16 @@ double cpu_tiles_amx(int64_t n)
     return 4.0 * 2 * 16 * 16 * STEP * (double)n;
 }
 
-/* The other way: FMAs in the tiles' order. Operations that are not products are AVX-512's. */
+/* The other way: FMAs in the tiles' order. Operations that are not products are AVX-512's, by FMAs
+ * where those are faster. */
 const struct panel_kernels *panel_kernels_amx(bool other)
 {
-    static const struct panel_kernels ways[2] = {
-        {"amx", PANEL_ORDER_16, multiply_tiles, false},
-        {"amx by fma", PANEL_ORDER_16, multiply_fma, false}};
-    static const struct panel_kernels fma_ways[2] = {
-        {"amx", PANEL_ORDER_16, multiply_tiles, true},
-        {"amx by fma", PANEL_ORDER_16, multiply_fma, true}};
+    static const struct panel_kernels ways[2][2] = {
+        {{"amx", PANEL_ORDER_16, multiply_tiles, false},
+         {"amx", PANEL_ORDER_16, multiply_tiles, true}},
+        {{"amx by fma", PANEL_ORDER_16, multiply_fma, false},
+         {"amx by fma", PANEL_ORDER_16, multiply_fma, true}},
+    };
 
-    return panel_kernels_avx512(false)->by_fma ? &fma_ways[other] : &ways[other];
+    return &ways[other][panel_kernels_avx512(false)->by_fma];
 }
