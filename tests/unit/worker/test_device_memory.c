@@ -8,14 +8,14 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "common/model/checkpoint_make.h"
 #include "common/worker/memory_plan.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/emulated.h"
+#include "tests/lib/checkpoint_folder.h"
 
 #define MIB ((size_t)1 << 20)
 
-static char folder[64];
+static char folder[CHECKPOINT_FOLDER_MAX];
 static size_t memory_bytes; /* of the next GPU that is opened */
 
 static int open_place(struct kernels *k, int ordinal, const struct kernel_dims *dims,
@@ -121,20 +121,15 @@ static void the_pool_is_what_the_share_of_the_gpu_leaves(void **state)
 static int setup(void **state)
 {
     struct checkpoint_options opt = {.preset = "slim", .experts = EXPERTS_FP4, .seed = -1};
-    struct status st;
 
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/test_device_memory.XXXXXX");
-    return mkdtemp(folder) != NULL && checkpoint_make(folder, &opt, &st) == ST_OK ? 0 : -1;
+    return checkpoint_folder_make(folder, "test_device_memory", &opt);
 }
 
 static int teardown(void **state)
 {
-    char command[128];
-
     (void)state;
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
+    return checkpoint_folder_remove(folder);
 }
 
 int main(void)

@@ -9,13 +9,13 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "common/model/checkpoint_make.h"
 #include "common/worker/kv_mirror.h"
+#include "tests/lib/checkpoint_folder.h"
 #include "tests/unit/kernels/cuda_place.h"
 
 enum { PAGES = 4, SLOTS = 3, PROMPT = 270, CONTEXT = 1024 };
 
-static char folder[64];
+static char folder[CHECKPOINT_FOLDER_MAX];
 static int32_t tokens[PROMPT + 1];
 
 /* A worker's: model, KV, mirror. */
@@ -143,22 +143,17 @@ static void a_handoff_between_gpus_goes_on_as_if_there_were_none(void **state)
 static int setup(void **state)
 {
     struct checkpoint_options opt = {.preset = "slim", .seed = -1};
-    struct status st;
 
     (void)state;
     for (int i = 0; i <= PROMPT; i++)
         tokens[i] = (i * 31 + i * i % 7) % 500;
-    snprintf(folder, sizeof(folder), "/tmp/test_kv_mirror.XXXXXX");
-    return mkdtemp(folder) != NULL && checkpoint_make(folder, &opt, &st) == ST_OK ? 0 : -1;
+    return checkpoint_folder_make(folder, "test_kv_mirror", &opt);
 }
 
 static int teardown(void **state)
 {
-    char command[128];
-
     (void)state;
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
+    return checkpoint_folder_remove(folder);
 }
 
 int main(void)

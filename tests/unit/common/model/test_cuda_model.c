@@ -17,13 +17,14 @@
 #include "common/model/model.h"
 #include "common/model/model_debug.h"
 #include "common/model/safetensors.h"
+#include "tests/lib/checkpoint_folder.h"
 #include "tests/unit/kernels/cuda_place.h"
 
 enum { CONTEXT = 1280, PAGES = 8, SLOTS = 4, SEQS = 2, ROWS = 160, LOGITS = 160 };
 enum { LENGTH = 144, MTP_ROWS = 12, STEPS = 6, VERIFIED = 3 };
 
 static const char *vectors;
-static char folder[64];
+static char folder[CHECKPOINT_FOLDER_MAX];
 
 /* tests/run --full: what takes minutes when it is emulated. */
 static bool full(void)
@@ -383,17 +384,13 @@ static void converted_experts_give_the_logits_of_fp4_ones(void **state)
 static int setup(void **state)
 {
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/test_cuda_model.XXXXXX");
-    return mkdtemp(folder) == NULL ? -1 : 0;
+    return checkpoint_folder_make(folder, "test_cuda_model", NULL);
 }
 
 static int teardown(void **state)
 {
-    char command[128];
-
     (void)state;
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
+    return checkpoint_folder_remove(folder);
 }
 
 int main(int argc, char **argv)

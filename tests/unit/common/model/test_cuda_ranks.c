@@ -14,14 +14,14 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "common/model/checkpoint_make.h"
 #include "common/model/model.h"
+#include "tests/lib/checkpoint_folder.h"
 #include "tests/unit/kernels/cuda_place.h"
 
 enum { LENGTH = 9, PROMPT = 5, CONTEXT = 512, PAGES = 2, SLOTS = 2 };
 
 static const char *library;
-static char folder[64];
+static char folder[CHECKPOINT_FOLDER_MAX];
 static int32_t tokens[LENGTH + 1];
 
 /* All ranks have the same chip, whose memory the host does not reach. */
@@ -200,11 +200,9 @@ static void without_nccl_the_reason_is_told(void **state)
 static int setup(void **state)
 {
     struct checkpoint_options opt = {.preset = "flashlike", .experts = EXPERTS_FP4, .seed = -1};
-    struct status st;
 
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/test_cuda_ranks.XXXXXX");
-    if (mkdtemp(folder) == NULL || checkpoint_make(folder, &opt, &st) != ST_OK)
+    if (checkpoint_folder_make(folder, "test_cuda_ranks", &opt) != 0)
         return -1;
     for (int t = 0; t <= LENGTH; t++)
         tokens[t] = (t * 37 + t * t % 11) % 300;
@@ -213,11 +211,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char command[128];
-
     (void)state;
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
+    return checkpoint_folder_remove(folder);
 }
 
 int main(int argc, char **argv)
