@@ -53,9 +53,9 @@ enum cpu_isa kernels_cpu_best(void)
 
 /* ---- items of work ---- */
 
-/* What is left of a node's items; alone on its cache line. */
-struct queue {
-    _Alignas(64) _Atomic int64_t next;
+/* How many items of a part's share are taken; alone on its cache line. */
+struct cpu_taken {
+    _Alignas(64) _Atomic int64_t n;
 };
 
 struct items {
@@ -63,36 +63,47 @@ struct items {
     cpu_item_fn run;
     void *arg;
     int64_t n, n_panels;
-    struct queue queues[CPU_NODES];
 };
 
-/* Takes what is left of the items of a node: those of panels [first, first + n). */
-static void run_queue(struct items *items, int node, struct cpu_part *part)
+/* Takes what is left of a share, which is those items whose panels are in a run of neighbours: read
+ * one after the other, as the processor's prefetchers like it. */
+static void run_share(struct items *items, int share, struct cpu_part *part)
 {
-    int n_nodes = items->cpu->n_nodes;
-    int64_t first = items->n_panels * node / n_nodes;
-    int64_t n = items->n_panels * (node + 1) / n_nodes - first;
+    struct cpu *c = items->cpu;
+    _Atomic int64_t *taken = &c->taken[share].n;
+    int64_t first = items->n_panels * share / c->n_parts;
+    int64_t n = items->n_panels * (share + 1) / c->n_parts - first;
     int64_t end = items->n / items->n_panels * n;
 
-    for (;;) {
-        /* Relaxed: items do not depend on each other, and parallel() orders what they wrote. */
-        int64_t i = atomic_fetch_add_explicit(&items->queues[node].next, 1, memory_order_relaxed);
+    /* Relaxed: items do not depend on each other, and parallel() orders what they wrote. A load
+     * first: of most shares nothing is left, and a load leaves their lines to all. */
+    while (atomic_load_explicit(taken, memory_order_relaxed) < end) {
+        int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
 
-        if (i >= end)
-            return;
-        items->run(items->arg, i / n * items->n_panels + first + i % n, part);
+        if (i < end)
+            items->run(items->arg, i / n * items->n_panels + first + i % n, part);
     }
 }
 
+/* The own share, then what is left of others': of the nearest first, which are on the same NUMA
+ * node, and of few, so that 128 threads end soon. */
 static void run_part(void *arg, int part, int n_parts)
 {
     struct items *items = arg;
     struct cpu *c = items->cpu;
+    int own = c->share_of[part];
 
-    assert(n_parts <= c->n_parts);
-    (void)n_parts;
-    for (int i = 0; i < c->n_nodes; i++) /* its own first, then what others have left */
-        run_queue(items, (c->part_node[part] + i) % c->n_nodes, c->parts[part]);
+    assert(n_parts == c->n_parts);
+    run_share(items, own, c->parts[part]);
+    for (int away = 1; away < n_parts; away *= 2)
+        run_share(items, (own + away) % n_parts, c->parts[part]);
+}
+
+/* All of it here: too little for two, or there is nobody else. */
+static void run_alone(struct items *items)
+{
+    for (int64_t i = 0; i < items->n; i++)
+        items->run(items->arg, i, items->cpu->parts[0]);
 }
 
 void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_item_fn run,
@@ -104,10 +115,13 @@ void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_it
     if (n_items == 0)
         return;
     assert(n_items % n_panels == 0);
-    if (n_items == 1 || k->env.parallel == NULL)
-        run_part(&items, 0, 1);
-    else
-        k->env.parallel(k->env.pool, run_part, &items);
+    if (n_items == 1 || items.cpu->n_parts == 1 || k->env.parallel == NULL) {
+        run_alone(&items);
+        return;
+    }
+    for (int i = 0; i < items.cpu->n_parts; i++)
+        atomic_store_explicit(&items.cpu->taken[i].n, 0, memory_order_relaxed);
+    k->env.parallel(k->env.pool, run_part, &items);
 }
 
 void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg)
@@ -209,7 +223,8 @@ static void cpu_free(struct cpu *c)
         free(c->parts[i]);
     }
     free(c->parts);
-    free(c->part_node);
+    free(c->share_of);
+    free(c->taken);
     free(c->slot_token);
     free(c->slot_weight);
     free(c->slot_part);
@@ -259,15 +274,21 @@ static bool alloc_parts(struct cpu *c, const struct kernel_dims *d, const struct
     return true;
 }
 
+/* Shares are numbered by NUMA node: those of a node are neighbours. */
 static bool place_parts(struct cpu *c, const struct kernel_env *env)
 {
-    c->n_nodes = env->node_of != NULL && env->n_nodes > 1 ? env->n_nodes : 1;
-    if (c->n_nodes > CPU_NODES)
-        c->n_nodes = CPU_NODES;
-    c->part_node = calloc((size_t)c->n_parts, sizeof(*c->part_node));
-    for (int i = 0; c->part_node != NULL && c->n_nodes > 1 && i < c->n_parts; i++)
-        c->part_node[i] = (uint8_t)(env->node_of(env->pool, i) % c->n_nodes);
-    return c->part_node != NULL;
+    int n_nodes = env->node_of != NULL && env->n_nodes > 1 ? env->n_nodes : 1, share = 0;
+
+    c->share_of = calloc((size_t)c->n_parts, sizeof(*c->share_of));
+    c->taken = alloc64((size_t)c->n_parts * sizeof(*c->taken));
+    if (c->share_of == NULL || c->taken == NULL)
+        return false;
+    for (int node = 0; node < n_nodes; node++)
+        for (int i = 0; i < c->n_parts; i++)
+            if (n_nodes == 1 || env->node_of(env->pool, i) == node)
+                c->share_of[i] = share++;
+    assert(share == c->n_parts);
+    return true;
 }
 
 /* Index scores for some tokens at a time: enough for every thread, and for 16 MB. */

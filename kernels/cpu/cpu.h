@@ -24,7 +24,6 @@
 enum {
     CPU_ROWS_BLOCK = 96,   /* x rows of one item: their results stay in L2 */
     CPU_HEADS_BLOCK = 64,  /* query heads of one item of attention, at most */
-    CPU_NODES = 16,        /* NUMA nodes that are told apart */
     CPU_QUANT_BLOCK = 128, /* values that share one scale in act_quant */
     /* weight.layout; others are kernels/ref's */
     CPU_PANELS = 16, /* packed */
@@ -57,6 +56,7 @@ struct row_kernels {
 };
 
 struct cpu_arena;
+struct cpu_taken;
 
 struct cpu {
     struct kernel_ops ops; /* what k->ops points to */
@@ -65,8 +65,9 @@ struct cpu {
     /* panel_pack(), faster */
     void (*pack)(uint8_t *dst, const struct weight_src *src, int64_t i, enum panel_order order);
     struct cpu_part **parts; /* [n_parts] */
-    int n_parts, n_nodes;
-    uint8_t *part_node;      /* [n_parts] */
+    int n_parts;
+    int *share_of;           /* [n_parts]: which share of an operation's items is whose */
+    struct cpu_taken *taken; /* [n_parts], by share; the operation that runs */
     struct cpu_arena *arena; /* packed weights */
     bool as_mapped;          /* weights stay mapped */
     size_t packed_bytes;     /* of part->packed: the largest panel's */
@@ -120,8 +121,9 @@ typedef void (*cpu_item_fn)(void *arg, int64_t item, struct cpu_part *part);
 
 /** Runs items 0 .. n_items - 1, each once, on all threads; returns when all are done. */
 void cpu_run(struct kernels *k, int64_t n_items, cpu_item_fn run, void *arg);
-/** The same when item i works on panel i % n_panels of its weights: the threads of a NUMA node take
- * the panels that they packed, and others' when these are done. n_items: a multiple of n_panels. */
+/** The same when item i works on panel i % n_panels of its weights: a thread takes a run of panels,
+ * those that threads of its NUMA node packed, and others' when these are done. n_items: a multiple
+ * of n_panels. */
 void cpu_run_panels(struct kernels *k, int64_t n_items, int64_t n_panels, cpu_item_fn run,
                     void *arg);
 
