@@ -53,7 +53,7 @@ static const char *checkpoint(const char *preset, enum checkpoint_experts expert
 
 static void run_open(struct run *r, const char *path, int level)
 {
-    char device[16];
+    char device[24];
     struct model_options opt = {.path = path,
                                 .device = device,
                                 .open_kernels = cuda_place_open,
