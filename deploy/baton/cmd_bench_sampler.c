@@ -162,7 +162,9 @@ static enum status_code bench_all(struct bench_row *b, bool json, struct status 
 {
     static const char *const levels[] = {"plain", "avx2", "avx512"};
 
-    for (int isa = kernels_cpu_best(); isa >= 0; isa--) {
+    int best = kernels_cpu_best();
+
+    for (int isa = best < CPU_ISA_AVX512 ? best : CPU_ISA_AVX512; isa >= 0; isa--) {
         struct sampler *s;
 
         if (sampler_new(b->vocab, (enum cpu_isa)isa, &s, st) != ST_OK)

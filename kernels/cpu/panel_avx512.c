@@ -235,7 +235,7 @@ INLINE void few(float *out, const struct panel *p, const uint16_t *const *x, int
 {
     memset(out, 0, (size_t)n_x * PANEL_ROWS * sizeof(*out));
     switch (n_x) {
-    case 1: /* memory is slower than either way; FMAs pay for FP4 alone */
+    case 1:
         few_of(out, p, x, 1, fma, fma);
         break;
     case 2:

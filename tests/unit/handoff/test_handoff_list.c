@@ -35,6 +35,16 @@ static void whole(struct handoff_list *l, const struct kv_geometry *g, uint64_t 
     assert_int_equal(l->n_groups, end);
 }
 
+/* Field by field: what lies between them is anything. */
+static void same_piece(const struct transfer_piece *a, const struct transfer_piece *b)
+{
+    assert_int_equal(a->slab, b->slab);
+    assert_int_equal(a->local_off, b->local_off);
+    assert_int_equal(a->remote_off, b->remote_off);
+    assert_int_equal(a->bytes, b->bytes);
+    assert_int_equal(a->group, b->group);
+}
+
 static const uint64_t lengths[] = {1, 3, 4, 127, 128, 129, 255, 256, 257, 1000, 1024, 2048};
 
 /* However the groups are divided, the parts are the whole. */
@@ -59,7 +69,7 @@ static void parts_in_any_division_are_the_whole(void **state)
                 assert_int_equal(part.n_groups, end - first);
                 for (size_t k = 0; k < part.n_pieces; k++, at++) {
                     part.pieces[k].group += first;
-                    assert_memory_equal(&part.pieces[k], &all.pieces[at], sizeof(all.pieces[0]));
+                    same_piece(&part.pieces[k], &all.pieces[at]);
                 }
                 handoff_list_deinit(&part);
             }
