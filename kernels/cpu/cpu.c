@@ -156,17 +156,17 @@ struct cpu_level {
         }                                                                                          \
     }
 
-#define LEVEL(name, isa, fma)                                                                      \
+#define LEVEL(name, isa, dot, fma)                                                                 \
     {                                                                                              \
         "cpu-" #name, panel_kernels_##name, &cpu_rows_##isa,                                       \
-            {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa}, PAIRS(isa),      \
+            {cpu_norm_fill_##isa, cpu_hyper_fill_##isa, cpu_compress_fill_##isa}, PAIRS(dot),      \
             PAIRS(fma), cpu_pack_##isa, cpu_read_##isa, cpu_fma_##isa, cpu_dot_##isa               \
     }
 
 static const struct cpu_level levels[] = {
-    [CPU_ISA_AVX2] = LEVEL(avx2, avx2, avx2),
-    [CPU_ISA_AVX512] = LEVEL(avx512, avx512, avx512_fma),
-    [CPU_ISA_AMX] = LEVEL(amx, avx512, avx512_fma), /* other products; all else is the same */
+    [CPU_ISA_AVX2] = LEVEL(avx2, avx2, avx2, avx2),
+    [CPU_ISA_AVX512] = LEVEL(avx512, avx512, avx512, avx512_fma),
+    [CPU_ISA_AMX] = LEVEL(amx, avx512, amx, amx), /* other products; all else is the same */
 };
 
 const char *const kernels_cpu_names[] = {"ref", "avx2", "avx512", "amx"};

@@ -24,11 +24,12 @@
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/panel_decode_avx512.h"
+#include "kernels/cpu/tiles.h"
 
 #include <stdlib.h>
 
 enum {
-    STEP = 32, /* columns of a tile */
+    STEP = TILE_STEP,
     STEP_PAIRS = STEP / 2,
     FEW = 2,                  /* x rows that are multiplied in registers */
     CHUNK = PANEL_TILE_CHUNK, /* columns decoded at a time */
@@ -415,17 +416,10 @@ INLINE struct tile_rows rows_of(const uint16_t *const *x, int n_x, int n_tile, i
     return (struct tile_rows){(const uint8_t *)copy, CHUNK * 2};
 }
 
-/* What tiles are loaded from is to be in memory: gcc's _tile_loadd() does not tell the compiler
- * that it reads. */
-INLINE void written(void)
-{
-    __asm__ volatile("" : : : "memory");
-}
-
 /* Tiles 0 and 1 are 16 columns each from a on, 2 and 3 from b on, of rows of 64 sums. */
 INLINE void sums_load(const float *a, const float *b)
 {
-    written();
+    tiles_written();
     _tile_loadd(0, a, ROW_BYTES);
     _tile_loadd(1, a + 16, ROW_BYTES);
     _tile_loadd(2, b, ROW_BYTES);
@@ -523,25 +517,6 @@ static void multiply_fma_rows(float *sums, const struct tile_chunk *c, struct ti
         }
 }
 
-/* Tiles of 64 bytes a row; x rows and sums have n_x of them, the weights 16. */
-struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-
-static void tiles_configure(int n_x)
-{
-    struct tile_config c = {.palette = 1};
-
-    for (int i = 0; i < 8; i++) {
-        c.row_bytes[i] = 64;
-        c.rows[i] = (uint8_t)(i < 5 ? n_x : 16); /* 5 holds x rows where there are 16 */
-    }
-    /* gcc's _tile_loadconfig() names 8 of these bytes: it may leave the others unwritten */
-    __asm__ volatile("ldtilecfg %0" : : "m"(c));
-}
-
 /* All x rows times columns [k, k + n), by tiles: pairs of full ones, one, and what is left. */
 INLINE void chunk_by_tiles(float *out, const struct tile_chunk *c, const uint16_t *const *x,
                            int n_x, int k, int n, struct panel_scratch *scratch)
@@ -579,7 +554,7 @@ INLINE void multiply(float *out, const struct panel *p, const uint16_t *const *x
     }
     memset(out, 0, (size_t)n_x * ROW_BYTES);
     if (tiles)
-        tiles_configure(n_x < ROWS ? n_x : ROWS);
+        tiles_configure(n_x < ROWS ? n_x : ROWS); /* 5 holds x rows where there are 16 */
     for (int k = 0; k < p->cols; k += CHUNK) {
         int n = p->cols - k < CHUNK ? p->cols - k : CHUNK;
         struct tile_chunk c = chunk_decode(p, k, n, scratch, tiles);

@@ -93,8 +93,8 @@ INLINE void widen(float *out, const uint16_t *x, int n)
 }
 
 /* Asks for the lines that lie AHEAD of p, on the processors that take the FMA way: on a quiet
- * Sapphire Rapids a matrix times a vector gains a fifth by it; from 4 KB on, which is the next page,
- * it loses as much. Zen 4's own prefetchers do better when left alone. */
+ * Sapphire Rapids a matrix times a vector gains a fifth by it; from 4 KB on, which is the next
+ * page, it loses as much. Zen 4's own prefetchers do better when left alone. */
 enum { AHEAD = 1024 };
 
 INLINE void ask_ahead(const uint8_t *p, int lines, const bool ask)

@@ -24,7 +24,11 @@
 #else
 #include "kernels/cpu/simd_avx512.h"
 #include "kernels/cpu/simd_pairs_bf16.h"
+#if defined(SIMD_TILES) /* some a fourth time, with AMX */
+#define SIMD_NAME(name) name##_amx
+#else
 #define SIMD_NAME(name) name##_avx512
+#endif
 #endif
 
 #define SIMD static inline __attribute__((always_inline))

@@ -2,15 +2,12 @@
  * simd_attention: one token's attention over its window and its compressed entries, for a block of
  * heads.
  *
- * An item is (token, block of heads). Keys are decoded 64 at a time, from FP8 rows to elements for
- * dot products (bf16 pairs, or f32 where the ISA has none), twice:
- *   logits   lanes are heads: s[key][head] = sum over pairs of dims, ascending, of k (broadcast)
- *            times q transposed, 128 dims at a time so that q stays in L1
- *   softmax  over the keys of each lane, the sink in the denominator only
- *   values   lanes are dims: o[head][dim] += sum over pairs of keys, ascending, of p (broadcast,
- *            bf16 grid) times k, two keys zipped
- * FLOPs: 4 * keys * heads * D. Beside them, per key and block: decoding it twice, about a tenth of
- * 64 heads' products.
+ * An item is (token, block of heads). Keys are decoded some at a time, from FP8 rows to elements
+ * for products, twice: logits   s[key][head] = k . q, ascending over dims softmax  over the keys of
+ * each head, the sink in the denominator only; p on the bf16 grid values   o[head][dim] += p . k,
+ * ascending over keys simd_attention_vectors.h and simd_attention_tiles.h (AMX) have logits and
+ * values. FLOPs: 4 * keys * heads * D. Beside them, per key and block: decoding it twice, about a
+ * tenth of 64 heads' products on vectors.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd_math.h"
@@ -18,17 +15,13 @@
 
 #include <assert.h>
 
-enum {
-    KEYS = 64,                           /* decoded at a time */
-    AHEAD = 8,                           /* rows asked for in advance: they lie anywhere */
-    LOGIT_KEYS = VF_LANES == 16 ? 8 : 4, /* keys of a tile of logits */
-    LOGIT_HEADS = 2,                     /* vectors of heads of one */
-    LOGIT_DIMS = 128,                    /* dims of a pass */
-    VALUE_HEADS = 6,                     /* heads of a tile of values */
-    VALUE_DIMS = VF_LANES == 16 ? 4 : 2, /* vectors of dims of one */
-    DIMS = VALUE_DIMS * VF_LANES,
-    PAIRS = 2 * VF_LANES /* elements of a vector of pairs */
-};
+#if defined(SIMD_TILES)
+#include "kernels/cpu/simd_attention_tiles.h"
+#else
+#include "kernels/cpu/simd_attention_vectors.h"
+#endif
+
+enum { AHEAD = 8 /* rows asked for in advance: they lie anywhere */ };
 
 struct attention_job {
     const struct kernel_dims *dims;
@@ -43,27 +36,6 @@ struct attention_job {
     int block, n_blocks; /* heads of a block; blocks of a token */
     int max_keys;
 };
-
-/* What an item works with, in part->keys. Heads are padded to whole vectors, rows to whole vectors
- * of pairs. A lane block is VF_LANES heads. */
-struct work {
-    el *q;               /* [D/2][lane blocks][PAIRS]: pairs of dims */
-    el *k;               /* [KEYS][stride] */
-    el *zipped;          /* [dims/DIMS][KEYS/2][DIMS][2]: pairs of keys. What a tile reads lies
-                          * together: rows 2^k bytes apart would all fall into the same sets of L1 */
-    float *o;            /* [heads][stride] */
-    float *s;            /* [lane blocks][max_keys + KEYS][VF_LANES]: logits; then, from the start
-                          * of each block, pairs of probabilities, elements [keys/2][PAIRS] */
-    const uint8_t **row; /* [max_keys + KEYS] */
-    float total[CPU_HEADS_BLOCK];
-    int heads, n_blocks, D, stride;
-    int64_t s_block; /* floats of one lane block of s */
-};
-
-static int row_stride(int D)
-{
-    return (D + PAIRS - 1) / PAIRS * PAIRS;
-}
 
 static size_t zipped_size(int stride)
 {
@@ -88,7 +60,7 @@ static struct work work_of(const struct attention_job *job, struct cpu_part *par
 
     w.heads = w.n_blocks * VF_LANES;
     w.q = (el *)(void *)part->keys;
-    w.k = w.q + w.D * w.heads;
+    w.k = w.q + w.stride * w.heads;
     w.zipped = w.k + KEYS * w.stride;
     w.o = (float *)(void *)(w.zipped + zipped_size(w.stride));
     w.s = w.o + w.stride * w.heads;
@@ -128,7 +100,7 @@ static int find_keys(const struct attention_job *job, int64_t t, const uint8_t *
     return m;
 }
 
-/* q of n heads, transposed; padding heads are 0. */
+/* q of n heads, transposed; padding heads and dims are 0. */
 static void transpose_q(const struct work *w, const uint16_t *q, int n)
 {
     for (int block = 0; block < w->n_blocks; block++) {
@@ -146,6 +118,7 @@ static void transpose_q(const struct work *w, const uint16_t *q, int n)
         for (int i = 0; i < w->D; i += 2)
             vp_gather(w->q + i / 2 * 2 * w->heads + block * PAIRS, rows + i, stride);
     }
+    memset(w->q + w->D * w->heads, 0, (size_t)((w->stride - w->D) * w->heads) * sizeof(*w->q));
 }
 
 /* Keys [j, j + n) into w->k. An odd number is made even by a key of zeros. */
@@ -164,64 +137,9 @@ static void load_keys(const struct attention_job *job, const struct work *w, int
         memset(w->k + n * w->stride, 0, (size_t)w->stride * sizeof(*w->k));
 }
 
-/* s[block][key][lane] += k . q over n_pairs pairs of dims, times scale; from 0 if `first`. */
-SIMD void logit_tile(float *s, int64_t s_block, const el *k, int stride, const el *q, int n_pairs,
-                     int heads, bool first, float scale, const int n_keys, const int n_vecs)
-{
-    vf sum[LOGIT_KEYS][LOGIT_HEADS];
-
-#pragma GCC unroll 8
-    for (int i = 0; i < n_keys; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            sum[i][j] = first ? vf_set1(0.f) : vf_load(s + j * s_block + i * VF_LANES);
-    for (int c = 0; c < n_pairs; c++) {
-        vp qc[LOGIT_HEADS];
-
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            qc[j] = vp_load(q + c * 2 * heads + j * PAIRS);
-#pragma GCC unroll 8
-        for (int i = 0; i < n_keys; i++) {
-            vp kc = vp_set1(k + i * stride + 2 * c);
-
-#pragma GCC unroll 8
-            for (int j = 0; j < n_vecs; j++)
-                sum[i][j] = vf_dot(sum[i][j], kc, qc[j]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < n_keys; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            vf_store(s + j * s_block + i * VF_LANES, sum[i][j] * vf_set1(scale));
-}
-
-/* Logits of the n <= KEYS keys in w->k, of which the first is key j; some beyond n are written too,
- * and never read. */
-static void logits(const struct work *w, int j, int n, float scale)
-{
-    for (int c = 0; c < w->D; c += LOGIT_DIMS) {
-        int n_pairs = (w->D - c < LOGIT_DIMS ? w->D - c : LOGIT_DIMS) / 2;
-        float by = c + LOGIT_DIMS >= w->D ? scale : 1;
-
-        for (int i = 0; i < n; i += LOGIT_KEYS)
-            for (int block = 0; block < w->n_blocks; block += LOGIT_HEADS) {
-                const el *k = w->k + i * w->stride + c, *q = w->q + c * w->heads + block * PAIRS;
-                float *s = w->s + block * w->s_block + (int64_t)(j + i) * VF_LANES;
-
-                if (w->n_blocks - block >= LOGIT_HEADS)
-                    logit_tile(s, w->s_block, k, w->stride, q, n_pairs, w->heads, c == 0, by,
-                               LOGIT_KEYS, LOGIT_HEADS);
-                else
-                    logit_tile(s, w->s_block, k, w->stride, q, n_pairs, w->heads, c == 0, by,
-                               LOGIT_KEYS, 1);
-            }
-    }
-}
-
-/* s becomes pairs of bf16(exp(s - max)); total is the sum before rounding, plus the sink's. */
-static void softmax(struct work *w, int m, const float *sink, int n)
+/* s becomes pairs of bf16(exp(s * scale - max)); total is the sum before rounding, plus the sink's.
+ */
+static void softmax(struct work *w, int m, float scale, const float *sink, int n)
 {
     for (int block = 0; block < w->n_blocks; block++) {
         float *s = w->s + block * w->s_block;
@@ -230,12 +148,12 @@ static void softmax(struct work *w, int m, const float *sink, int n)
         float lane[VF_LANES] = {0};
 
         for (int j = 0; j < m; j++)
-            top = vf_max(top, vf_load(s + j * VF_LANES));
+            top = vf_max(top, vf_load(s + j * VF_LANES) * vf_set1(scale));
         for (int j = 0; j < m; j += 2) {
             vf p[2] = {vf_set1(0.f), vf_set1(0.f)};
 
             for (int i = 0; i < 2 && j + i < m; i++) {
-                p[i] = vf_exp(vf_load(s + (j + i) * VF_LANES) - top);
+                p[i] = vf_exp(vf_load(s + (j + i) * VF_LANES) * vf_set1(scale) - top);
                 total = total + p[i];
                 p[i] = vf_bf16(p[i]);
             }
@@ -245,78 +163,6 @@ static void softmax(struct work *w, int m, const float *sink, int n)
             lane[i] = sink[block * VF_LANES + i];
         vf_store(w->total + block * VF_LANES, total + vf_exp(vf_load(lane) - top));
     }
-}
-
-/* o[head][dims] += sum over n_pairs pairs of keys of p[pair][head] * k[pair][dims]. p[i], lane[i]:
- * where the pairs of head i are; stride: of o. */
-SIMD void value_tile(float *o, const el *const *p, const int *lane, const el *k, int stride,
-                     int n_pairs, const int n_heads, const int n_vecs)
-{
-    vf sum[VALUE_HEADS][VALUE_DIMS];
-
-#pragma GCC unroll 8
-    for (int i = 0; i < n_heads; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            sum[i][j] = vf_load(o + i * stride + j * VF_LANES);
-    for (int pair = 0; pair < n_pairs; pair++) {
-        vp v[VALUE_DIMS];
-
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            v[j] = vp_load(k + pair * 2 * DIMS + j * PAIRS);
-#pragma GCC unroll 8
-        for (int i = 0; i < n_heads; i++) {
-            vp pi = vp_lane(p[i] + pair * PAIRS, lane[i]);
-
-#pragma GCC unroll 8
-            for (int j = 0; j < n_vecs; j++)
-                sum[i][j] = vf_dot(sum[i][j], pi, v[j]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < n_heads; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < n_vecs; j++)
-            vf_store(o + i * stride + j * VF_LANES, sum[i][j]);
-}
-
-/* Adds the n <= KEYS keys in w->k, of which the first is key j (even), for n_heads heads. */
-static void values(const struct work *w, int j, int n, int n_heads)
-{
-    int n_pairs = (n + 1) / 2;
-
-    for (int pair = 0; pair < n_pairs; pair++) {
-        const el *k = w->k + 2 * pair * w->stride;
-
-        for (int c = 0; c < w->stride; c += PAIRS)
-            vp_zip(w->zipped + c / DIMS * DIMS * KEYS + 2 * (pair * DIMS + c % DIMS), k + c,
-                   k + w->stride + c);
-    }
-    for (int c = 0; c < w->stride; c += DIMS)
-        for (int h = 0, n_tile; h < n_heads; h += n_tile) {
-            const el *p[VALUE_HEADS], *k = w->zipped + c * KEYS;
-            float *o = w->o + h * w->stride + c;
-            int lane[VALUE_HEADS];
-            bool whole = c + DIMS <= w->stride;
-
-            n_tile = n_heads - h >= VALUE_HEADS ? VALUE_HEADS : n_heads - h >= 4 ? 4 : 1;
-            for (int i = 0; i < n_tile; i++) {
-                const float *block = w->s + (h + i) / VF_LANES * w->s_block;
-
-                p[i] = (const el *)(const void *)block + j / 2 * PAIRS;
-                lane[i] = (h + i) % VF_LANES;
-            }
-            if (whole && n_tile == VALUE_HEADS)
-                value_tile(o, p, lane, k, w->stride, n_pairs, VALUE_HEADS, VALUE_DIMS);
-            else if (whole && n_tile == 4)
-                value_tile(o, p, lane, k, w->stride, n_pairs, 4, VALUE_DIMS);
-            else
-                for (int i = 0; i < n_tile; i++)
-                    for (int v = 0; v < VALUE_DIMS && c + v * VF_LANES < w->stride; v++)
-                        value_tile(o + i * w->stride + v * VF_LANES, p + i, lane + i, k + v * PAIRS,
-                                   w->stride, n_pairs, 1, 1);
-        }
 }
 
 static void attention_item(void *arg, int64_t item, struct cpu_part *part)
@@ -336,13 +182,15 @@ static void attention_item(void *arg, int64_t item, struct cpu_part *part)
         w.row[m + i] = w.row[0];
 
     transpose_q(&w, job->q + at, n);
+    products_begin();
     for (int j = 0; j < m; j += KEYS) {
         int some = m - j < KEYS ? m - j : KEYS;
 
         load_keys(job, &w, j, some);
-        logits(&w, j, some, scale);
+        logits(&w, j, some);
     }
-    softmax(&w, m, job->sink + first, n);
+    softmax(&w, m, scale, job->sink + first, n);
+    arrange(&w, m);
     memset(w.o, 0, (size_t)w.heads * (size_t)w.stride * sizeof(float));
     for (int j = 0; j < m; j += KEYS) {
         int some = m - j < KEYS ? m - j : KEYS;
@@ -351,6 +199,7 @@ static void attention_item(void *arg, int64_t item, struct cpu_part *part)
             load_keys(job, &w, j, some);
         values(&w, j, some, n);
     }
+    products_end();
     rotation_of(&rot, ((const int32_t *)cpu_ptr(job->b->row_pos))[t], job->freq, d->rope_dim, -1);
     for (int h = 0; h < n; h++) {
         float *o = w.o + h * w.stride;
