@@ -6,8 +6,6 @@
  *           are decoded, q as it is transposed
  *   values  [16 heads][16 dims] += [16 heads][32 keys] x [16 pairs of keys][16 dims]: probabilities
  *           arranged by head, keys zipped
- *
- * Two by two, so that each tile that is loaded is multiplied twice.
  */
 #ifndef BATON_KERNELS_CPU_SIMD_ATTENTION_TILES_H
 #define BATON_KERNELS_CPU_SIMD_ATTENTION_TILES_H
@@ -36,71 +34,6 @@ SIMD void products_end(void)
     _tile_release();
 }
 
-/* 2 x 2 tiles of a product: where each of its operands and sums begins, and how far apart their
- * rows are, in bytes. */
-struct product {
-    const el *a[2], *b[2];
-    size_t a_row, b_row;
-    size_t a_step, b_step; /* elements from one 32 to the next */
-    float *sum[2][2];
-    size_t sum_row;
-    int n_steps;
-};
-
-/* two_a, two_b: whether there is a second of each. add: to what the sums are. */
-SIMD void multiply(const struct product *p, const bool two_a, const bool two_b, const bool add)
-{
-    tiles_written();
-    if (add) {
-        _tile_loadd(0, p->sum[0][0], p->sum_row);
-        if (two_b)
-            _tile_loadd(1, p->sum[0][1], p->sum_row);
-        if (two_a)
-            _tile_loadd(2, p->sum[1][0], p->sum_row);
-        if (two_a && two_b)
-            _tile_loadd(3, p->sum[1][1], p->sum_row);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int i = 0; i < p->n_steps; i++) {
-        _tile_loadd(4, p->a[0] + (size_t)i * p->a_step, p->a_row);
-        _tile_loadd(6, p->b[0] + (size_t)i * p->b_step, p->b_row);
-        _tile_dpbf16ps(0, 4, 6);
-        if (two_b) {
-            _tile_loadd(7, p->b[1] + (size_t)i * p->b_step, p->b_row);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (two_a) {
-            _tile_loadd(5, p->a[1] + (size_t)i * p->a_step, p->a_row);
-            _tile_dpbf16ps(2, 5, 6);
-            if (two_b)
-                _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, p->sum[0][0], p->sum_row);
-    if (two_b)
-        _tile_stored(1, p->sum[0][1], p->sum_row);
-    if (two_a)
-        _tile_stored(2, p->sum[1][0], p->sum_row);
-    if (two_a && two_b)
-        _tile_stored(3, p->sum[1][1], p->sum_row);
-}
-
-SIMD void multiply_some(const struct product *p, bool two_a, bool two_b, const bool add)
-{
-    if (two_a && two_b)
-        multiply(p, true, true, add);
-    else if (two_a)
-        multiply(p, true, false, add);
-    else if (two_b)
-        multiply(p, false, true, add);
-    else
-        multiply(p, false, false, add);
-}
-
 /* Logits of the n <= KEYS keys in w->k, of which the first is key j; some beyond n are written too,
  * and never read. */
 static void logits(const struct work *w, int j, int n)
@@ -109,7 +42,7 @@ static void logits(const struct work *w, int j, int n)
         for (int block = 0; block < w->n_blocks; block += 2) {
             const el *k = w->k + i * w->stride, *q = w->q + block * PAIRS;
             float *s = w->s + block * w->s_block + (int64_t)(j + i) * VF_LANES;
-            struct product p = {
+            struct tile_product p = {
                 .a = {k, k + TILE_ROWS * w->stride},
                 .b = {q, q + PAIRS},
                 .a_row = (size_t)w->stride * sizeof(el),
@@ -122,7 +55,7 @@ static void logits(const struct work *w, int j, int n)
                 .n_steps = (w->D + TILE_STEP - 1) / TILE_STEP,
             };
 
-            multiply_some(&p, n - i > TILE_ROWS, w->n_blocks - block > 1, false);
+            tiles_multiply(&p, n - i > TILE_ROWS, w->n_blocks - block > 1, false);
         }
 }
 
@@ -209,7 +142,7 @@ static void values(const struct work *w, int j, int n, int n_heads)
             const el *pairs = (const el *)(const void *)(w->s + block * w->s_block) + j / 2 * PAIRS;
             const el *k = w->zipped + c * KEYS;
             float *o = w->o + block * VF_LANES * w->stride + c;
-            struct product p = {
+            struct tile_product p = {
                 .a = {pairs, pairs + 2 * w->s_block},
                 .b = {k, k + DIMS * KEYS},
                 .a_row = PAIRS * sizeof(el),
@@ -222,7 +155,7 @@ static void values(const struct work *w, int j, int n, int n_heads)
                 .n_steps = whole / TILE_STEP,
             };
 
-            multiply_some(&p, w->n_blocks - block > 1, w->D - c > DIMS, true);
+            tiles_multiply(&p, w->n_blocks - block > 1, w->D - c > DIMS, true);
         }
 }
 

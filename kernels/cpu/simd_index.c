@@ -11,6 +11,9 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd_math.h"
 #include "kernels/ref/ref.h"
+#if defined(SIMD_TILES)
+#include "kernels/cpu/tiles.h"
+#endif
 
 #include <assert.h>
 
@@ -77,6 +80,70 @@ static void load_keys(el *out, const uint8_t *keys, int stride, int n, int Di)
     }
 }
 
+/* relu first: what is rounded is no NaN */
+SIMD vf term_added(vf total, vf dot, float weight)
+{
+    return total + vf_bf16_number(vf_bf16_number(vf_max(dot, vf_set1(0.f))) * vf_set1(weight));
+}
+
+#if defined(SIMD_TILES)
+
+/* The same by tiles: 32 heads by all keys at a time. */
+static void add_heads(float *total, const el *k, const el *q, const float *weight, int64_t n,
+                      const struct kernel_dims *d)
+{
+    float sum[2 * TILE_ROWS][KEYS] __attribute__((aligned(64)));
+    int Hi = d->index_n_heads, Di = d->index_head_dim;
+
+    tiles_configure(TILE_ROWS);
+    for (int h = 0; h < Hi; h += 2 * TILE_ROWS) {
+        int n_heads = Hi - h < 2 * TILE_ROWS ? Hi - h : 2 * TILE_ROWS;
+        const el *qh = q + h * Di;
+
+        for (int j = 0; j < n; j += 2 * VF_LANES) {
+            struct tile_product p = {
+                .a = {qh, qh + TILE_ROWS * Di},
+                .b = {k + 2 * j, k + 2 * (j + VF_LANES)},
+                .a_row = (size_t)Di * sizeof(el),
+                .b_row = 2 * KEYS * sizeof(el),
+                .a_step = TILE_STEP,
+                .b_step = TILE_STEP * KEYS,
+                .sum = {{sum[0] + j, sum[0] + j + VF_LANES},
+                        {sum[TILE_ROWS] + j, sum[TILE_ROWS] + j + VF_LANES}},
+                .sum_row = sizeof(sum[0]),
+                .n_steps = Di / TILE_STEP,
+            };
+
+            tiles_multiply(&p, n_heads > TILE_ROWS, n - j > VF_LANES, false);
+        }
+        for (int j = 0; j < n; j += VF_LANES) {
+            vf t = vf_load(total + j);
+
+            for (int i = 0; i < n_heads; i++)
+                t = term_added(t, vf_load(sum[i] + j), weight[h + i]);
+            vf_store(total + j, t);
+        }
+    }
+    _tile_release();
+}
+
+static int whole_tiles(int Hi)
+{
+    return (Hi + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+}
+
+/* q of a token as rows of whole tiles; copy: room for them. */
+static const el *queries(el *copy, const uint16_t *q, int Hi, int Di)
+{
+    if (Hi % TILE_ROWS == 0)
+        return q;
+    memcpy(copy, q, (size_t)Hi * (size_t)Di * sizeof(*q));
+    memset(copy + Hi * Di, 0, (size_t)(whole_tiles(Hi) - Hi) * (size_t)Di * sizeof(*q));
+    return copy;
+}
+
+#else
+
 /* total[key] += the terms of n_heads heads, in order. q [heads][Di]. */
 SIMD void score_tile(float *total, const el *k, const el *q, const float *weight, int Di,
                      const int n_heads)
@@ -108,12 +175,41 @@ SIMD void score_tile(float *total, const el *k, const el *q, const float *weight
         vf t = vf_load(total + j * VF_LANES);
 
 #pragma GCC unroll 8
-        for (int i = 0; i < n_heads; i++) /* relu first: what is rounded is no NaN */
-            t = t + vf_bf16_number(vf_bf16_number(vf_max(sum[i][j], vf_set1(0.f))) *
-                                   vf_set1(weight[i]));
+        for (int i = 0; i < n_heads; i++)
+            t = term_added(t, sum[i][j], weight[i]);
         vf_store(total + j * VF_LANES, t);
     }
 }
+
+/* total[key] += the terms of all heads, in order, for n <= KEYS keys, decoded in k. q [Hi][Di]. */
+static void add_heads(float *total, const el *k, const el *q, const float *weight, int64_t n,
+                      const struct kernel_dims *d)
+{
+    int Hi = d->index_n_heads, Di = d->index_head_dim;
+
+    for (int j = 0; j < n; j += TILE_KEYS) {
+        int h = 0;
+
+        for (; h + HEADS <= Hi; h += HEADS)
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, HEADS);
+        for (; h + 4 <= Hi; h += 4)
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 4);
+        for (; h < Hi; h++)
+            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 1);
+    }
+}
+
+static int whole_tiles(int Hi)
+{
+    return Hi;
+}
+
+static const el *queries(el *copy, const uint16_t *q, int Hi, int Di)
+{
+    return el_row(copy, q, Hi * Di);
+}
+
+#endif
 
 static int seq_of(const struct select_job *job, int64_t t)
 {
@@ -136,20 +232,10 @@ static void load_chunk(el *k, const struct select_job *job, int seq, int64_t g, 
 static void score_chunk(uint16_t *scores, const el *k, const el *q, const float *weight, int64_t n,
                         const struct kernel_dims *d)
 {
-    int Hi = d->index_n_heads, Di = d->index_head_dim;
-    float total[KEYS] = {0};
+    float total[KEYS] __attribute__((aligned(64))) = {0};
     uint16_t rounded[KEYS];
 
-    for (int j = 0; j < n; j += TILE_KEYS) {
-        int h = 0;
-
-        for (; h + HEADS <= Hi; h += HEADS)
-            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, HEADS);
-        for (; h + 4 <= Hi; h += 4)
-            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 4);
-        for (; h < Hi; h++)
-            score_tile(total + j, k + 2 * j, q + h * Di, weight + h, Di, 1);
-    }
+    add_heads(total, k, q, weight, n, d);
     store_row(rounded, total, KEYS);
     for (int64_t i = 0; i < n; i++)
         scores[i] = order_of(rounded[i]);
@@ -162,8 +248,8 @@ static void score_run(const struct select_job *job, int64_t t, int64_t g, int64_
     int Hi = job->dims->index_n_heads, Di = job->dims->index_head_dim;
     const uint16_t *weights = job->weights + t * Hi;
     el *k = (el *)(void *)part->keys, *copy = k + RUN * Di * KEYS;
-    float *weight = (float *)(void *)(copy + Hi * Di);
-    const el *q = el_row(copy, job->q + t * Hi * Di, Hi * Di);
+    float *weight = (float *)(void *)(copy + whole_tiles(Hi) * Di);
+    const el *q = queries(copy, job->q + t * Hi * Di, Hi, Di);
     uint16_t *scores = job->scores + (t - job->t0) * job->stride + g;
     int h = 0;
 
@@ -329,7 +415,7 @@ static void index_select(struct kernels *k, struct dev_ptr chosen, struct dev_pt
 
 size_t SIMD_NAME(cpu_index_bytes)(const struct kernel_dims *d)
 {
-    size_t Hi = (size_t)d->index_n_heads, Di = (size_t)d->index_head_dim;
+    size_t Hi = (size_t)whole_tiles(d->index_n_heads), Di = (size_t)d->index_head_dim;
     size_t score = (RUN * Di * KEYS + Hi * Di) * sizeof(el) + Hi * sizeof(float);
     size_t select = (size_t)d->index_topk * sizeof(int32_t);
 
