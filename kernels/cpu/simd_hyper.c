@@ -122,7 +122,71 @@ SIMD void widen(float *x, float (*sum)[VF_LANES], const uint16_t *s, int64_t n)
     vf_store(sum[1], b);
 }
 
-/* ---- what follows the mix, for one token ---- */
+/* Sums of one item, in lanes. */
+struct mix_sums {
+    float row[MIX_MAX / FN_ROWS + 1][ITEM_TOKENS][FN_ROWS][VF_LANES];
+    float self[ITEM_TOKENS][2][VF_LANES];
+} __attribute__((aligned(64)));
+
+/* Columns [c, c + n), rows [j0, end) of fn, n_tokens tokens from t0 on. */
+static void mix_columns(const struct hc_job *job, struct mix_sums *sums, int64_t c, int64_t n,
+                        int j0, int end, int t0, int n_tokens)
+{
+    float near[MIX_MAX * CHUNK] __attribute__((aligned(64)));
+    float x[RUN] __attribute__((aligned(64)));
+    int64_t stride = (int64_t)job->dims->hc * job->dims->hidden;
+    const float *fn = job->fn + j0 * stride + c;
+    bool many = n_tokens >= TOKENS;
+
+    if (many) { /* together: as they lie, rows fall into the same sets of L1 */
+        for (int j = 0; j < end - j0; j++)
+            for (int64_t i = 0; i < n; i += VF_LANES)
+                vi_copy(near + j * CHUNK + i, fn + j * stride + i);
+        fn = near;
+        stride = CHUNK;
+    }
+    for (int i = 0, some; i < n_tokens; i += some) {
+        some = n_tokens - i >= TOKENS ? TOKENS : 1;
+        for (int k = 0; k < some; k++) {
+            const uint16_t *s = stream(job, t0 + i + k) + c;
+
+            if (many)
+                ask_stream(s + n, n);
+            widen(x + k * CHUNK, sums->self[i + k], s, n);
+        }
+        for (int j = 0; j < end - j0; j += FN_ROWS)
+            mix_rows(sums->row[j / FN_ROWS] + i, x, fn + j * stride, stride, n, some,
+                     end - j0 - j < FN_ROWS ? end - j0 - j : FN_ROWS);
+    }
+}
+
+static void mix_item(void *arg, int64_t item, struct cpu_part *part)
+{
+    struct hc_job *job = arg;
+    int64_t n = (int64_t)job->dims->hc * job->dims->hidden;
+    int t0 = (int)(item / job->n_row_items) * ITEM_TOKENS;
+    int j0 = (int)(item % job->n_row_items) * job->item_rows;
+    int n_tokens = job->T - t0 < ITEM_TOKENS ? job->T - t0 : ITEM_TOKENS;
+    int end = j0 + job->item_rows < job->n_fn ? j0 + job->item_rows : job->n_fn;
+    int64_t step = n_tokens >= TOKENS ? CHUNK : RUN;
+    struct mix_sums sums;
+
+    (void)part;
+    memset(sums.row, 0, (size_t)((end - j0 + FN_ROWS - 1) / FN_ROWS) * sizeof(sums.row[0]));
+    memset(sums.self, 0, sizeof(sums.self));
+    for (int64_t c = 0; c < n; c += step)
+        mix_columns(job, &sums, c, n - c < step ? n - c : step, j0, end, t0, n_tokens);
+    for (int i = 0; i < n_tokens; i++) {
+        float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
+
+        for (int j = j0; j < end; j++)
+            mix[j] = vf_sum(vf_load(sums.row[(j - j0) / FN_ROWS][i][(j - j0) % FN_ROWS]));
+        if (j0 == 0)
+            mix[job->n_fn] = vf_sum(vf_load(sums.self[i][0]) + vf_load(sums.self[i][1]));
+    }
+}
+
+/* ---- second pass ---- */
 
 static double sigmoid(double x)
 {
@@ -210,8 +274,9 @@ static void weighted_sum(uint16_t *out, const uint16_t *s, const float *pre,
         vf_store_bf16(out + i, vf_load_bf16(job->norm + i) * (vf_load_bf16(out + i) * r));
 }
 
-static void read_token(const struct hc_job *job, int64_t t)
+static void read_item(void *arg, int64_t t, struct cpu_part *part)
 {
+    struct hc_job *job = arg;
     const struct kernel_dims *d = job->dims;
     const float *raw = job->mix + t * (job->n_fn + 1);
     int hc = d->hc;
@@ -219,6 +284,7 @@ static void read_token(const struct hc_job *job, int64_t t)
     double mix[MIX_MAX];
     float pre[HC_MAX];
 
+    (void)part;
     for (int i = 0; i < job->n_fn; i++)
         mix[i] = (double)(float)((double)raw[i] / root);
     for (int h = 0; h < hc; h++)
@@ -234,80 +300,6 @@ static void read_token(const struct hc_job *job, int64_t t)
     weighted_sum(job->x + t * d->hidden, stream(job, t), pre, job);
 }
 
-/* ---- mix, and what follows it where an item has all rows ---- */
-
-/* Sums of one item, in lanes. */
-struct mix_sums {
-    float row[MIX_MAX / FN_ROWS + 1][ITEM_TOKENS][FN_ROWS][VF_LANES];
-    float self[ITEM_TOKENS][2][VF_LANES];
-} __attribute__((aligned(64)));
-
-/* Columns [c, c + n), rows [j0, end) of fn, n_tokens tokens from t0 on. */
-static void mix_columns(const struct hc_job *job, struct mix_sums *sums, int64_t c, int64_t n,
-                        int j0, int end, int t0, int n_tokens)
-{
-    float near[MIX_MAX * CHUNK] __attribute__((aligned(64)));
-    float x[RUN] __attribute__((aligned(64)));
-    int64_t stride = (int64_t)job->dims->hc * job->dims->hidden;
-    const float *fn = job->fn + j0 * stride + c;
-    bool many = n_tokens >= TOKENS;
-
-    if (many) { /* together: as they lie, rows fall into the same sets of L1 */
-        for (int j = 0; j < end - j0; j++)
-            for (int64_t i = 0; i < n; i += VF_LANES)
-                vi_copy(near + j * CHUNK + i, fn + j * stride + i);
-        fn = near;
-        stride = CHUNK;
-    }
-    for (int i = 0, some; i < n_tokens; i += some) {
-        some = n_tokens - i >= TOKENS ? TOKENS : 1;
-        for (int k = 0; k < some; k++) {
-            const uint16_t *s = stream(job, t0 + i + k) + c;
-
-            if (many)
-                ask_stream(s + n, n);
-            widen(x + k * CHUNK, sums->self[i + k], s, n);
-        }
-        for (int j = 0; j < end - j0; j += FN_ROWS)
-            mix_rows(sums->row[j / FN_ROWS] + i, x, fn + j * stride, stride, n, some,
-                     end - j0 - j < FN_ROWS ? end - j0 - j : FN_ROWS);
-    }
-}
-
-static void mix_item(void *arg, int64_t item, struct cpu_part *part)
-{
-    struct hc_job *job = arg;
-    int64_t n = (int64_t)job->dims->hc * job->dims->hidden;
-    int t0 = (int)(item / job->n_row_items) * ITEM_TOKENS;
-    int j0 = (int)(item % job->n_row_items) * job->item_rows;
-    int n_tokens = job->T - t0 < ITEM_TOKENS ? job->T - t0 : ITEM_TOKENS;
-    int end = j0 + job->item_rows < job->n_fn ? j0 + job->item_rows : job->n_fn;
-    int64_t step = n_tokens >= TOKENS ? CHUNK : RUN;
-    struct mix_sums sums;
-
-    (void)part;
-    memset(sums.row, 0, (size_t)((end - j0 + FN_ROWS - 1) / FN_ROWS) * sizeof(sums.row[0]));
-    memset(sums.self, 0, sizeof(sums.self));
-    for (int64_t c = 0; c < n; c += step)
-        mix_columns(job, &sums, c, n - c < step ? n - c : step, j0, end, t0, n_tokens);
-    for (int i = 0; i < n_tokens; i++) {
-        float *mix = job->mix + (int64_t)(t0 + i) * (job->n_fn + 1);
-
-        for (int j = j0; j < end; j++)
-            mix[j] = vf_sum(vf_load(sums.row[(j - j0) / FN_ROWS][i][(j - j0) % FN_ROWS]));
-        if (j0 == 0)
-            mix[job->n_fn] = vf_sum(vf_load(sums.self[i][0]) + vf_load(sums.self[i][1]));
-        if (job->n_row_items == 1) /* the streams are in L2 still */
-            read_token(job, t0 + i);
-    }
-}
-
-static void read_item(void *arg, int64_t t, struct cpu_part *part)
-{
-    (void)part;
-    read_token(arg, t);
-}
-
 static void run_read(struct kernels *k, struct hc_job *job)
 {
     int n_tokens;
@@ -320,8 +312,7 @@ static void run_read(struct kernels *k, struct hc_job *job)
     job->item_rows = n_tokens >= 2 * cpu_of(k)->n_parts ? job->n_fn : FN_ROWS;
     job->n_row_items = (job->n_fn + job->item_rows - 1) / job->item_rows;
     cpu_run(k, (int64_t)n_tokens * job->n_row_items, mix_item, job);
-    if (job->n_row_items > 1)
-        cpu_run(k, job->T, read_item, job);
+    cpu_run(k, job->T, read_item, job);
 }
 
 static void hc_read(struct kernels *k, struct dev_ptr x, struct dev_ptr post, struct dev_ptr comb,
