@@ -12,8 +12,8 @@
  * A tile has no place for a scale, so it is in the weights: nearly all scales are powers of two
  * (FP4's are by their format, FP8's in every release), which change exponents and no rounding.
  * Where one is not, or could leave the range of exponents, the chunk is multiplied by FMAs in this
- * order (the same bits, slowly). One or two x rows wait for memory: FMAs too, from codes decoded
- * in registers. (Tiles flush denormals, FMAs do not: bits differ only for numbers below 1e-38.)
+ * order (the same bits, slowly). One x row, of FP8 and BF16 two, waits for memory: FMAs too, from
+ * codes decoded in registers. (Tiles flush denormals, FMAs do not: bits differ only for numbers below 1e-38.)
  *
  * A chunk of 256 columns is decoded once into L1, 32 KB of tiles of 16 pairs by 16 rows, then x
  * rows run over it: two tiles of 16 of them by two of W at a time, so that each tile that is loaded
@@ -211,42 +211,48 @@ INLINE bool may_fold(const uint8_t *e8m0)
     return _mm512_cmpgt_epu8_mask(low, _mm512_set1_epi8(2 * SCALE_REACH)) == 0;
 }
 
-/* What to add to a bf16 to multiply it by an E8M0, for both of a pair. */
-INLINE __m512i exponents_of(const uint8_t *e8m0)
+/* bf16 of the FP4 codes times 2^SCALE_REACH, as fp4_bf16 has them; -0 is 0, which changes no sum.
+ */
+static const uint16_t fp4_high[32] __attribute__((aligned(64))) = {
+    0x0000, 0x5E80, 0x5F00, 0x5F40, 0x5F80, 0x5FC0, 0x6000, 0x6040, 0x0000, 0xDE80, 0xDF00,
+    0xDF40, 0xDF80, 0xDFC0, 0xE000, 0xE040, 0x0000, 0x5E80, 0x5F00, 0x5F40, 0x5F80, 0x5FC0,
+    0x6000, 0x6040, 0x0000, 0xDE80, 0xDF00, 0xDF40, 0xDF80, 0xDFC0, 0xE000, 0xE040};
+
+/* What to subtract from a number of fp4_high to multiply it by 2^-SCALE_REACH and an E8M0 that may
+ * be folded, for both of a pair; with saturation 0 stays 0. */
+INLINE __m512i exponents_below(const uint8_t *e8m0)
 {
     __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)e8m0));
 
-    e = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(127)), 7);
-    return _mm512_or_si512(_mm512_slli_epi32(e, 16),
-                           _mm512_and_si512(e, _mm512_set1_epi32(0xFFFF)));
+    e = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127 + SCALE_REACH), e), 7);
+    return _mm512_or_si512(_mm512_slli_epi32(e, 16), e);
+}
+
+/* 32 columns to the tiles of a step. */
+INLINE void fp4_step(uint8_t *w, const uint8_t *at, const bool fold)
+{
+    const __m512i table = _mm512_load_si512(fold ? fp4_high : fp4_bf16);
+
+    ask_ahead(at, 17, true);
+    UNROLL for (int b = 0; b < BLOCKS; b++)
+    {
+        __m512i below = exponents_below(at + 1024 + b * LANES);
+
+        UNROLL for (int j = 0; j < 4; j++)
+        {
+            __m512i pair[4];
+
+            fp4_decode(at + j * 256 + b * 64, table, pair, true);
+            UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(
+                tile_place(w, 4 * j + i, b), fold ? _mm512_subs_epu16(pair[i], below) : pair[i]);
+        }
+    }
 }
 
 INLINE void fp4_steps(uint8_t *w, const uint8_t *at, int n_steps, const bool fold)
 {
-    const __m512i table = _mm512_load_si512(fp4_bf16), magnitude = _mm512_set1_epi16(0x7FFF);
-
-    for (int g = 0; g < n_steps; g++, at += PANEL_FP4_BYTES, w += STEP_BYTES) {
-        ask_ahead(at, 17, true);
-        UNROLL for (int b = 0; b < BLOCKS; b++)
-        {
-            __m512i add = exponents_of(at + 1024 + b * LANES);
-
-            UNROLL for (int j = 0; j < 4; j++)
-            {
-                __m512i pair[4];
-
-                fp4_decode(at + j * 256 + b * 64, table, pair, true);
-                UNROLL for (int i = 0; i < 4; i++)
-                {
-                    __m512i v = pair[i];
-
-                    if (fold) /* 0 stays 0 */
-                        v = _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, magnitude), v, add);
-                    _mm512_store_si512(tile_place(w, 4 * j + i, b), v);
-                }
-            }
-        }
-    }
+    for (int g = 0; g < n_steps; g++)
+        fp4_step(w + g * STEP_BYTES, at + g * PANEL_FP4_BYTES, fold);
 }
 
 static void decode_fp4(struct tile_chunk *c, const struct panel *p, int k, int n,
@@ -545,9 +551,87 @@ INLINE void chunk_by_tiles(float *out, const struct tile_chunk *c, const uint16_
     }
 }
 
+/* ---- FP4 times one tile of x rows ------------------------------------------------------------ */
+
+/* sums += x times the step in w, in tiles 0 to 3. */
+INLINE void narrow_step(const uint8_t *w, const uint8_t *x, size_t stride)
+{
+    tiles_written();
+    _tile_loadd(4, x, stride);
+    _tile_loadd(5, w, 64);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, w + TILE_BYTES, 64);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, w + 2 * TILE_BYTES, 64);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_loadd(5, w + 3 * TILE_BYTES, 64);
+    _tile_dpbf16ps(3, 4, 5);
+}
+
+/* A step whose scales cannot be folded: by FMAs. */
+static void narrow_step_fma(float *out, const uint8_t *at, struct tile_rows x, int n_x,
+                            struct panel_scratch *scratch)
+{
+    struct tile_chunk c = {.w = (const uint8_t *)scratch->w,
+                           .block_bytes = TILE_BYTES,
+                           .pair_bytes = 64,
+                           .n_steps = 1,
+                           .scale = scratch->scale};
+    struct group_scales s = group_scales_load(at + 1024);
+
+    fp4_step((uint8_t *)scratch->w, at, false);
+    UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_store_ps(scratch->scale + b * LANES, s.block[b]);
+    sums_store(out, out + 32);
+    multiply_fma_rows(out, &c, x, n_x);
+    sums_load(out, out + 32);
+}
+
+/* 2 to 16 x rows: memory gives a step in the time that it takes to decode one and to multiply the
+ * one before, so they are done side by side and memory never waits. Decoding a chunk first, and
+ * then multiplying, takes twice as long. */
+static void fp4_narrow(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                       struct panel_scratch *scratch)
+{
+    uint8_t *w = (uint8_t *)scratch->w;
+    const uint8_t *at = p->data;
+    struct tile_rows rows = {0}, last_rows = {0};
+    bool waits = false; /* a step has been decoded and not multiplied */
+
+    memset(out, 0, (size_t)n_x * ROW_BYTES);
+    tiles_configure(n_x);
+    sums_load(out, out + 32);
+    for (int k = 0, g = 0; k < p->cols; k += STEP, g ^= 1, at += PANEL_FP4_BYTES) {
+        bool folds = may_fold(at + 1024);
+
+        if (k % CHUNK == 0 && waits && rows.first == (const uint8_t *)scratch->rows) {
+            narrow_step(w + (g ^ 1) * STEP_BYTES, last_rows.first, last_rows.stride);
+            waits = false; /* its x rows are about to be written over */
+        }
+        if (k % CHUNK == 0)
+            rows =
+                rows_of(x, n_x, n_x, k, p->cols - k < CHUNK ? p->cols - k : CHUNK, scratch->rows);
+        if (folds)
+            fp4_step(w + g * STEP_BYTES, at, true);
+        if (waits)
+            narrow_step(w + (g ^ 1) * STEP_BYTES, last_rows.first, last_rows.stride);
+        last_rows = (struct tile_rows){rows.first + (size_t)(k % CHUNK) * 2, rows.stride};
+        waits = folds;
+        if (!folds)
+            narrow_step_fma(out, at, last_rows, n_x, scratch);
+    }
+    if (waits)
+        narrow_step(w + (p->cols / STEP - 1) % 2 * STEP_BYTES, last_rows.first, last_rows.stride);
+    sums_store(out, out + 32);
+    _tile_release();
+}
+
 INLINE void multiply(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
                      struct panel_scratch *scratch, const bool tiles)
 {
+    if (tiles && p->type == WEIGHT_FP4 && n_x > 1 && n_x <= ROWS) {
+        fp4_narrow(out, p, x, n_x, scratch);
+        return;
+    }
     if (n_x <= FEW && p->cols % STEP == 0) {
         few(out, p, x, n_x);
         return;
