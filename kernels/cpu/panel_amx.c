@@ -12,12 +12,14 @@
  * A tile has no place for a scale, so it is in the weights: nearly all scales are powers of two
  * (FP4's are by their format, FP8's in every release), which change exponents and no rounding.
  * Where one is not, or could leave the range of exponents, the chunk is multiplied by FMAs in this
- * order (the same bits, slowly). One x row, of FP8 and BF16 two, waits for memory: FMAs too, from
- * codes decoded in registers. (Tiles flush denormals, FMAs do not: bits differ only for numbers below 1e-38.)
+ * order (the same bits, slowly). One x row, or two of FP8 or BF16, wait for memory: FMAs too, from
+ * codes decoded in registers. (Tiles flush denormals, FMAs do not: bits differ only for numbers
+ * below 1e-38.)
  *
- * A chunk of 256 columns is decoded once into L1, 32 KB of tiles of 16 pairs by 16 rows, then x
- * rows run over it: two tiles of 16 of them by two of W at a time, so that each tile that is loaded
- * is multiplied twice.
+ * For 16 x rows or fewer the codes of 32 columns are decoded while the 32 before are multiplied.
+ * For more a chunk of 256 columns is decoded once into L1, 32 KB of tiles of 16 pairs by 16 rows,
+ * then x rows run over it: two tiles of 16 of them by two of W at a time, so that each tile that is
+ * loaded is multiplied twice.
  *
  * Source of the order: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS,
  * "Operation".
@@ -324,6 +326,20 @@ INLINE struct fp8_tables fp8_tables_scaled(int exponent)
     return t;
 }
 
+/* 4 columns, of which the first is column i of w. */
+INLINE void fp8_four(uint8_t *w, int i, const uint8_t *at, const struct fp8_tables *t)
+{
+    ask_ahead(at, 4, true);
+    UNROLL for (int b = 0; b < BLOCKS; b++)
+    {
+        __m512i pair[2];
+
+        fp8_decode(at + 64 * b, t, pair);
+        _mm512_store_si512(tile_place(w, i / 2, b), pair[0]);
+        _mm512_store_si512(tile_place(w, i / 2 + 1, b), pair[1]);
+    }
+}
+
 static void decode_fp8(struct tile_chunk *c, const struct panel *p, int k, int n,
                        struct panel_scratch *scratch, bool fold)
 {
@@ -339,15 +355,7 @@ static void decode_fp8(struct tile_chunk *c, const struct panel *p, int k, int n
     for (int i = 0; i < n; i += 4, at += 256) {
         if (fold && i % 128 == 0)
             t = fp8_tables_scaled(exponent_of(p->scale[(k + i) / 128]));
-        ask_ahead(at, 4, true);
-        UNROLL for (int b = 0; b < BLOCKS; b++)
-        {
-            __m512i pair[2];
-
-            fp8_decode(at + 64 * b, &t, pair);
-            _mm512_store_si512(tile_place(w, i / 2, b), pair[0]);
-            _mm512_store_si512(tile_place(w, i / 2 + 1, b), pair[1]);
-        }
+        fp8_four(w, i, at, &t);
     }
     for (int g = 0; !fold && g < c->n_steps; g++)
         for (int r = 0; r < PANEL_ROWS; r++)
@@ -551,7 +559,7 @@ INLINE void chunk_by_tiles(float *out, const struct tile_chunk *c, const uint16_
     }
 }
 
-/* ---- FP4 times one tile of x rows ------------------------------------------------------------ */
+/* ---- FP4 and FP8 times one tile of x rows ---------------------------------------------------- */
 
 /* sums += x times the step in w, in tiles 0 to 3. */
 INLINE void narrow_step(const uint8_t *w, const uint8_t *x, size_t stride)
@@ -568,68 +576,121 @@ INLINE void narrow_step(const uint8_t *w, const uint8_t *x, size_t stride)
     _tile_dpbf16ps(3, 4, 5);
 }
 
+/* Where narrow_of() is in a panel. */
+struct narrow {
+    const uint8_t *at;        /* the step's codes */
+    struct fp8_tables tables; /* FP8: with this exponent in them */
+    int exponent;
+};
+
+/* Whether the scales of the step from column k on can be folded. */
+INLINE bool narrow_folds(struct narrow *s, const struct panel *p, int k)
+{
+    if (p->type == WEIGHT_FP4)
+        return may_fold(s->at + 1024);
+    if (!is_near_power(p->scale[k / 128]))
+        return false;
+    if (exponent_of(p->scale[k / 128]) != s->exponent || k == 0) {
+        s->exponent = exponent_of(p->scale[k / 128]);
+        s->tables = fp8_tables_scaled(s->exponent);
+    }
+    return true;
+}
+
+INLINE void narrow_decode(uint8_t *w, const uint8_t *at, const struct fp8_tables *tables,
+                          const bool fold, const enum weight_type type)
+{
+    if (type == WEIGHT_FP4)
+        fp4_step(w, at, fold);
+    else
+        for (int i = 0; i < STEP; i += 4)
+            fp8_four(w, i, at + i * PANEL_ROWS, tables);
+}
+
 /* A step whose scales cannot be folded: by FMAs. */
-static void narrow_step_fma(float *out, const uint8_t *at, struct tile_rows x, int n_x,
-                            struct panel_scratch *scratch)
+static void narrow_by_fma(float *out, const struct panel *p, int k, const uint8_t *at,
+                          struct tile_rows x, int n_x, struct panel_scratch *scratch)
 {
     struct tile_chunk c = {.w = (const uint8_t *)scratch->w,
                            .block_bytes = TILE_BYTES,
                            .pair_bytes = 64,
                            .n_steps = 1,
                            .scale = scratch->scale};
-    struct group_scales s = group_scales_load(at + 1024);
+    const struct fp8_tables plain = fp8_tables_load();
+    struct group_scales s;
 
-    fp4_step((uint8_t *)scratch->w, at, false);
+    if (p->type == WEIGHT_FP4) {
+        s = group_scales_load(at + 1024);
+        narrow_decode((uint8_t *)scratch->w, at, NULL, false, WEIGHT_FP4);
+    } else {
+        UNROLL for (int b = 0; b < BLOCKS; b++) s.block[b] = _mm512_set1_ps(p->scale[k / 128]);
+        narrow_decode((uint8_t *)scratch->w, at, &plain, false, WEIGHT_FP8);
+    }
     UNROLL for (int b = 0; b < BLOCKS; b++) _mm512_store_ps(scratch->scale + b * LANES, s.block[b]);
     sums_store(out, out + 32);
     multiply_fma_rows(out, &c, x, n_x);
     sums_load(out, out + 32);
 }
 
-/* 2 to 16 x rows: memory gives a step in the time that it takes to decode one and to multiply the
+/* Up to 16 x rows: memory gives a step in the time that it takes to decode one and to multiply the
  * one before, so they are done side by side and memory never waits. Decoding a chunk first, and
- * then multiplying, takes twice as long. */
-static void fp4_narrow(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
-                       struct panel_scratch *scratch)
+ * then multiplying, takes up to twice as long. Columns a multiple of 32. */
+INLINE void narrow_of(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                      struct panel_scratch *scratch, const enum weight_type type)
 {
-    uint8_t *w = (uint8_t *)scratch->w;
-    const uint8_t *at = p->data;
-    struct tile_rows rows = {0}, last_rows = {0};
-    bool waits = false; /* a step has been decoded and not multiplied */
+    const size_t step_bytes = type == WEIGHT_FP4 ? PANEL_FP4_BYTES : STEP * PANEL_ROWS;
+    uint8_t *w = (uint8_t *)scratch->w, *next = w + STEP_BYTES;
+    struct narrow s = {.at = p->data};
+    struct tile_rows rows = {0}, before = {0};
+    bool waits = false; /* the step in w has been decoded and not multiplied by the rows before */
 
     memset(out, 0, (size_t)n_x * ROW_BYTES);
     tiles_configure(n_x);
     sums_load(out, out + 32);
-    for (int k = 0, g = 0; k < p->cols; k += STEP, g ^= 1, at += PANEL_FP4_BYTES) {
-        bool folds = may_fold(at + 1024);
+    for (int k = 0; k < p->cols; k += STEP, s.at += step_bytes) {
+        bool folds = narrow_folds(&s, p, k);
 
-        if (k % CHUNK == 0 && waits && rows.first == (const uint8_t *)scratch->rows) {
-            narrow_step(w + (g ^ 1) * STEP_BYTES, last_rows.first, last_rows.stride);
-            waits = false; /* its x rows are about to be written over */
-        }
-        if (k % CHUNK == 0)
+        if (k % CHUNK == 0) {
+            if (waits) /* its x rows may be about to be written over */
+                narrow_step(w, before.first, before.stride);
+            waits = false;
             rows =
                 rows_of(x, n_x, n_x, k, p->cols - k < CHUNK ? p->cols - k : CHUNK, scratch->rows);
+        }
         if (folds)
-            fp4_step(w + g * STEP_BYTES, at, true);
+            narrow_decode(next, s.at, &s.tables, true, type);
         if (waits)
-            narrow_step(w + (g ^ 1) * STEP_BYTES, last_rows.first, last_rows.stride);
-        last_rows = (struct tile_rows){rows.first + (size_t)(k % CHUNK) * 2, rows.stride};
-        waits = folds;
+            narrow_step(w, before.first, before.stride);
+        before = (struct tile_rows){rows.first + (size_t)(k % CHUNK) * 2, rows.stride};
         if (!folds)
-            narrow_step_fma(out, at, last_rows, n_x, scratch);
+            narrow_by_fma(out, p, k, s.at, before, n_x, scratch);
+        waits = folds;
+        uint8_t *free = w;
+
+        w = next;
+        next = free;
     }
     if (waits)
-        narrow_step(w + (p->cols / STEP - 1) % 2 * STEP_BYTES, last_rows.first, last_rows.stride);
+        narrow_step(w, before.first, before.stride);
     sums_store(out, out + 32);
     _tile_release();
+}
+
+static void narrow(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
+                   struct panel_scratch *scratch)
+{
+    if (p->type == WEIGHT_FP4)
+        narrow_of(out, p, x, n_x, scratch, WEIGHT_FP4);
+    else
+        narrow_of(out, p, x, n_x, scratch, WEIGHT_FP8);
 }
 
 INLINE void multiply(float *out, const struct panel *p, const uint16_t *const *x, int n_x,
                      struct panel_scratch *scratch, const bool tiles)
 {
-    if (tiles && p->type == WEIGHT_FP4 && n_x > 1 && n_x <= ROWS) {
-        fp4_narrow(out, p, x, n_x, scratch);
+    if (tiles && n_x > (p->type == WEIGHT_FP4 ? 1 : FEW) && n_x <= ROWS && p->type != WEIGHT_BF16 &&
+        p->cols % STEP == 0) {
+        narrow(out, p, x, n_x, scratch);
         return;
     }
     if (n_x <= FEW && p->cols % STEP == 0) {

@@ -124,7 +124,7 @@ static void widen(float *out, const uint16_t *x, int n)
 
 /* ---- one x row ------------------------------------------------------------------------------- */
 
-enum { AHEAD = 4096 }; /* bytes prefetched ahead of the codes being decoded */
+enum { AHEAD = 1024 }; /* bytes prefetched ahead of the codes being decoded */
 
 INLINE void prefetch(const uint8_t *p, int lines)
 {
